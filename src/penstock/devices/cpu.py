@@ -1,0 +1,39 @@
+"""What this processor can do for PyTorch."""
+
+from __future__ import annotations
+
+import torch
+
+from penstock.errors import UsageError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def fast_bfloat16() -> bool:
+    """Whether matrix products in bfloat16 run natively (AVX512_BF16, AMX or the like)."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and "bf16" in _flags()
+
+
+def choose_dtype(asked: str, checkpoint: str | None) -> tuple[torch.dtype, str]:
+    """The data type to compute in, and why.
+
+    asked: auto, float32, bfloat16 or float16; checkpoint: the type that config.json names. `auto` takes bfloat16
+    where the processor multiplies it natively and the checkpoint is half precision, else float32.
+    """
+    if asked != "auto":
+        if asked not in DTYPES:
+            raise UsageError(f"unknown dtype {asked!r}", hint=f"choose one of auto, {', '.join(DTYPES)}")
+        return DTYPES[asked], "--dtype"
+    if checkpoint in ("bfloat16", "float16") and fast_bfloat16():
+        return torch.bfloat16, f"checkpoint is {checkpoint}, processor has bf16"
+    if checkpoint in ("bfloat16", "float16"):
+        return torch.float32, "processor has no fast bf16"
+    return torch.float32, f"checkpoint is {checkpoint or 'of unstated type'}"
+
+
+def _flags() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next((line for line in file if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        return ""

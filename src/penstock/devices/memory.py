@@ -1,0 +1,70 @@
+"""How much memory this process may still take. Imports no torch."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_bytes() -> int:
+    """Bytes of main memory free for this process: the machine's, its cgroups', and its own limit, the least of them."""
+    candidates = [_meminfo()]
+    candidates += _cgroup_headroom()
+    soft, _hard = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY:
+        candidates.append(soft - _virtual_bytes())
+    return max(0, min(candidates))
+
+
+def _meminfo() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("no MemAvailable in /proc/meminfo")
+
+
+def _virtual_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+def _cgroup_headroom() -> list[int]:
+    """Headroom under each cgroup above this process that has a limit (version 2, then version 1)."""
+    found: list[int] = []
+    try:
+        entries = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return found
+    for entry in entries:
+        _number, controllers, path = entry.split(":", 2)
+        if controllers == "":
+            root, names = _CGROUP, ("memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            root, names = _CGROUP / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        folder = root / path.lstrip("/")
+        while True:
+            try:
+                limit = (folder / names[0]).read_text().strip()
+                if limit != "max":
+                    found.append(int(limit) - _working_set(folder, int((folder / names[1]).read_text())))
+            except (OSError, ValueError):
+                pass
+            if folder in (root, root.parent):
+                break
+            folder = folder.parent
+    return found
+
+
+def _working_set(folder: Path, used: int) -> int:
+    """Used bytes less the page cache that the kernel gives back under pressure."""
+    try:
+        for line in (folder / "memory.stat").read_text().splitlines():
+            key, value = line.split()
+            if key in ("inactive_file", "total_inactive_file"):
+                return max(0, used - int(value))
+    except (OSError, ValueError):
+        pass
+    return used

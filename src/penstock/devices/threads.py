@@ -1,0 +1,61 @@
+"""How many cores this process may use, and OpenMP bound to them. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def usable_cores() -> int:
+    """Physical cores this process may compute on: the affinity mask, the cgroup's quota, one thread a core."""
+    cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    cores = {_core_of(cpu) for cpu in cpus}
+    quota = _cgroup_quota()
+    return max(1, min(len(cores), math.floor(quota) if quota else len(cores)))
+
+
+def bind_threads(n: int | None = None) -> int:
+    """Set the OpenMP environment; must run before torch is imported. Returns the number of threads.
+
+    Threads are bound to cores because unbound OpenMP loops stall for whole scheduler quanta as soon as another
+    process runs. What the user has set already stays.
+    """
+    n = n or int(os.environ.get("OMP_NUM_THREADS", 0) or 0) or usable_cores()
+    os.environ["OMP_NUM_THREADS"] = str(n)
+    os.environ.setdefault("OMP_PROC_BIND", "true")
+    os.environ.setdefault("OMP_PLACES", "cores")
+    return n
+
+
+def _core_of(cpu: int) -> str:
+    """An identity of the physical core behind a logical processor."""
+    try:
+        return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text().strip()
+    except OSError:
+        return str(cpu)
+
+
+def _cgroup_quota() -> float | None:
+    """Processors that the cgroup (version 2, else 1) grants, or None for no limit."""
+    try:
+        quota, period = (_own_cgroup() / "cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        pass
+    try:
+        base = _CGROUP / "cpu"
+        quota_us = int((base / "cpu.cfs_quota_us").read_text())
+        return quota_us / int((base / "cpu.cfs_period_us").read_text()) if quota_us > 0 else None
+    except (OSError, ValueError):
+        return None
+
+
+def _own_cgroup() -> Path:
+    """Folder of this process's cgroup (version 2)."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        if line.startswith("0::"):
+            return _CGROUP / line[3:].lstrip("/")
+    return _CGROUP

@@ -1,0 +1,1 @@
+"""From request to token: scheduler, block pool, runner, sampler, and the process they live in."""

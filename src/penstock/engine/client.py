@@ -1,0 +1,258 @@
+"""The API process's end of the engine: starts the engine process, sends requests, hands out results.
+
+Imports no torch. One EngineClient supervises one engine process: when it dies, every waiting request gets an error at
+once and a new process is started; when it keeps dying, the client gives up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+
+from penstock.engine import wire
+from penstock.engine.config import EngineConfig
+from penstock.engine.request import (
+    Abort,
+    Beat,
+    EngineRequest,
+    EngineStats,
+    Failed,
+    FromEngine,
+    Limits,
+    Ready,
+    SequenceOutput,
+    Stage,
+    StepOutput,
+)
+from penstock.errors import PenstockError, by_exit_code
+
+log = logging.getLogger("penstock.engine")
+
+CRASHES, WITHIN_SECONDS = 4, 300.0  # so many crashes within so long end the server
+SILENCE_SECONDS = 9.0  # three beats missed: the process is stopped or stuck
+_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_API_TOKEN", "PENSTOCK_API_KEY", "API_KEY")
+
+
+class EngineUnavailable(PenstockError):
+    """The engine is down or restarting; the request was not taken."""
+
+
+class Results:
+    """What the engine sends for one request: iterate until an output has `finish` set."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[SequenceOutput] = asyncio.Queue()
+        self._ended = False
+
+    def put(self, output: SequenceOutput) -> None:
+        self._queue.put_nowait(output)
+
+    def __aiter__(self) -> AsyncIterator[SequenceOutput]:
+        return self
+
+    async def __anext__(self) -> SequenceOutput:
+        if self._ended:
+            raise StopAsyncIteration
+        output = await self._queue.get()
+        self._ended = output.finish is not None
+        return output
+
+
+class EngineClient:
+    """Runs the engine process and talks to it. Every method is called from one event loop.
+
+    on_stage is told each finished stage of a start. limits and stats are the engine's latest word.
+    """
+
+    limits: Limits
+
+    def __init__(self, config: EngineConfig, on_stage: Callable[[Stage], None]) -> None:
+        self._config, self._on_stage = config, on_stage
+        self.stats = EngineStats()
+        self.restarts = 0
+        self.gave_up = asyncio.Event()
+        self.failure: PenstockError | None = None
+        self._ids = itertools.count(1)
+        self._results: dict[int, Results] = {}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._serving = False
+        self._stopping = False
+        self._heard = 0.0
+        self._crashes: deque[float] = deque()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether requests are taken and the process has been heard of lately."""
+        return self._serving and time.monotonic() - self._heard < SILENCE_SECONDS
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    def next_id(self) -> int:
+        return next(self._ids)
+
+    async def start(self) -> Limits:
+        """Start the process and wait until the model is ready. Raises PenstockError, with the process gone."""
+        try:
+            reader = await self._launch()
+        except BaseException:
+            self._kill()
+            raise
+        self._supervisor = asyncio.create_task(self._supervise(reader))
+        return self.limits
+
+    def submit(self, request: EngineRequest) -> Results:
+        """Send a request; its outputs come through the returned iterator. Raises EngineUnavailable when down."""
+        if not self._serving or self._writer is None:
+            raise EngineUnavailable("the engine is restarting", hint="try again in a moment")
+        results = self._results[request.id] = Results()
+        self._writer.write(wire.frame(request))
+        return results
+
+    def abort(self, request_id: int) -> None:
+        """Forget a request, wherever it is. One that has finished is fine."""
+        if self._results.pop(request_id, None) is not None and self._serving and self._writer is not None:
+            self._writer.write(wire.frame(Abort(request_id)))
+
+    async def stop(self) -> None:
+        """End the process; requests that still run are dropped."""
+        self._stopping = True
+        if self._writer is not None:
+            self._writer.close()
+        if self._process is not None:
+            try:
+                await asyncio.to_thread(self._process.wait, 2)
+            except subprocess.TimeoutExpired:
+                self._kill()
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._supervisor
+
+    async def _launch(self) -> asyncio.StreamReader:
+        """Start one process and wait for its Ready."""
+        ours, theirs = socket.socketpair()
+        environment = {k: v for k, v in os.environ.items() if k not in _SECRETS}
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "penstock.engine.process", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=sys.stderr.fileno(),
+            )
+        reader, self._writer = await asyncio.open_connection(sock=ours)
+        self._writer.write(wire.frame(self._config))
+        while True:
+            message = await _receive(reader)
+            if isinstance(message, Stage):
+                self._on_stage(message)
+            elif isinstance(message, Ready):
+                self.limits = message.limits
+                self._heard = time.monotonic()
+                self._serving = True
+                return reader
+            elif isinstance(message, Failed):
+                raise by_exit_code(message.exit_code, message.what, message.why, message.hint)
+            elif message is None:
+                raise PenstockError("the engine process ended while loading", self._obituary())
+
+    async def _supervise(self, reader: asyncio.StreamReader) -> None:
+        """Deliver what the process sends; when it dies, start another, until it has died too often."""
+        while True:
+            await self._deliver(reader)
+            self._serving = False
+            cause = await asyncio.to_thread(self._obituary)
+            self._fail_all("the engine stopped unexpectedly; please send the request again")
+            if self._stopping:
+                return
+            log.error("the engine process died: %s; starting it again", cause)
+            while True:
+                now = time.monotonic()
+                self._crashes.append(now)
+                while now - self._crashes[0] > WITHIN_SECONDS:
+                    self._crashes.popleft()
+                if len(self._crashes) >= CRASHES:
+                    self.failure = PenstockError(
+                        f"the engine died {CRASHES} times within {WITHIN_SECONDS / 60:.0f} minutes",
+                        f"last: {cause}",
+                    )
+                    self.gave_up.set()
+                    return
+                self.restarts += 1
+                try:
+                    reader = await self._launch()
+                    break
+                except PenstockError as error:
+                    self._kill()
+                    cause = error.what
+                    log.error("the engine did not start: %s", cause)
+                    await asyncio.sleep(2 ** len(self._crashes))
+
+    async def _deliver(self, reader: asyncio.StreamReader) -> None:
+        """Hand outputs to their requests until the stream ends."""
+        while True:
+            try:
+                message = await _receive(reader)
+            except (OSError, ValueError):
+                return
+            if message is None:
+                return
+            self._heard = time.monotonic()
+            if isinstance(message, StepOutput):
+                self.stats = message.stats
+                for output in message.outputs:
+                    results = self._results.get(output.id)
+                    if results is not None:
+                        results.put(output)
+                        if output.finish is not None:
+                            del self._results[output.id]
+            elif isinstance(message, Failed):
+                log.error("the engine gave up: %s", message.what)
+            elif not isinstance(message, Beat):
+                log.warning("unexpected message from the engine: %s", type(message).__name__)
+
+    def _fail_all(self, text: str) -> None:
+        for request_id, results in self._results.items():
+            results.put(SequenceOutput(request_id, finish="error", error=text))
+        self._results.clear()
+        self.stats = EngineStats()
+
+    def _obituary(self) -> str:
+        """Why the process ended, in words. Waits a moment for it, then ends it."""
+        if self._process is None:
+            return "it never started"
+        try:
+            code = self._process.wait(1)
+        except subprocess.TimeoutExpired:
+            self._kill()
+            return "it stopped answering"
+        if code == -9:
+            return "killed (signal 9; out of memory is the usual cause)"
+        return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+    def _kill(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+
+
+async def _receive(reader: asyncio.StreamReader) -> FromEngine | None:
+    """The next message, or None at the end of the stream."""
+    try:
+        header = await reader.readexactly(wire.HEADER)
+        return wire.from_engine(await reader.readexactly(wire.body_length(header)))
+    except (asyncio.IncompleteReadError, ConnectionResetError):
+        return None

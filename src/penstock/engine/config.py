@@ -1,0 +1,32 @@
+"""What the engine is told at its start; everything else it derives and says."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class EngineConfig(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Options of one engine. None means: derive it from the model, the memory and the processor.
+
+    model_path: a verified snapshot folder. dtype: auto, float32, bfloat16 or float16. Token counts are tokens, memory
+    is bytes. max_batch_prefill_tokens is the budget of one step (the chunk size of prefill), max_batch_total_tokens
+    the number of KV slots, max_batch_size the number of sequences that run together.
+    """
+
+    model_path: str
+    model_name: str = ""
+    dtype: str = "auto"
+    max_input_tokens: int | None = None
+    max_total_tokens: int | None = None
+    max_batch_prefill_tokens: int | None = None
+    max_batch_total_tokens: int | None = None
+    max_batch_size: int | None = None
+    max_concurrent_requests: int = 128
+    block_size: int = 16
+    prefix_caching: bool = True
+    memory_fraction: float = 0.9  # share of the free memory that weights and KV may take
+    threads: int | None = None
+    rope_scaling: str | None = None  # linear or dynamic, overrides the checkpoint's
+    rope_factor: float | None = None
+    watermark_gamma: float = 0.5
+    watermark_delta: float = 2.0

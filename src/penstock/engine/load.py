@@ -1,0 +1,149 @@
+"""From a snapshot folder to a model in memory with its cache: resolve the numbers, check the fit, load, warm."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from penstock.devices.allocator import keep_freed_memory
+from penstock.devices.cpu import choose_dtype
+from penstock.devices.memory import available_bytes
+from penstock.engine.config import EngineConfig
+from penstock.engine.request import Limits, Stage
+from penstock.errors import ResourceError, UsageError
+from penstock.hub.checkpoint import read_checkpoint
+from penstock.models.config import DecoderConfig, WeightMap
+from penstock.models.decoder import Decoder, KVCache
+from penstock.models.families import describe
+from penstock.plan.memory import Footprint, KVPlan, human, longest_that_fits, plan_kv
+
+_STEP_TOKENS = 2048  # default budget of a step: enough rows for full speed of the matrix products
+
+
+@dataclass
+class LoadedModel:
+    """A decoder, its empty cache and what they allow."""
+
+    decoder: Decoder
+    cache: KVCache
+    limits: Limits
+
+
+def load_model(config: EngineConfig, on_stage: Callable[[Stage], None]) -> LoadedModel:
+    """Everything between the command and the first step, each stage reported when it is done.
+
+    The fit is checked before a weight is read. Raises PenstockError of the fitting kind.
+    """
+    clock = _Clock(on_stage)
+    keep_freed_memory()
+    folder = Path(config.model_path)
+    decoder_config, names = describe(folder, config.rope_scaling, config.rope_factor)
+    dtype, why = choose_dtype(config.dtype, decoder_config.dtype)
+    spelled = str(dtype).removeprefix("torch.")
+    weight_bytes = _weight_bytes(folder, decoder_config, names, dtype)
+    clock.done("resolve", f"{decoder_config.family} decoder, {spelled} ({why}; --dtype)")
+
+    limits, plan = _fit(config, decoder_config, dtype, weight_bytes)
+    kv_token = plan.kv_bytes // (plan.num_blocks * plan.block_size)
+    kv_text = (
+        f"{plan.num_blocks * plan.block_size} tokens x {human(kv_token)} = {human(plan.kv_bytes)} "
+        f"({plan.reason}; --max-batch-total-tokens)"
+    )
+    clock.done("KV memory", f"weights {human(weight_bytes)} + KV {kv_text}")
+
+    decoder = Decoder.load(folder, decoder_config, names, dtype, limits.max_total_tokens)
+    cache = decoder.new_cache(plan.num_blocks, plan.block_size)
+    clock.done("load", f"{human(weight_bytes)} of weights, {torch.get_num_threads()} threads")
+    return LoadedModel(decoder, cache, limits)
+
+
+class _Clock:
+    """Reports stages with the seconds since the last one."""
+
+    def __init__(self, on_stage: Callable[[Stage], None]) -> None:
+        self._on_stage, self._since = on_stage, time.perf_counter()
+
+    def done(self, name: str, text: str) -> None:
+        now = time.perf_counter()
+        self._on_stage(Stage(name, text, now - self._since))
+        self._since = now
+
+
+def _weight_bytes(folder: Path, config: DecoderConfig, names: WeightMap, dtype: torch.dtype) -> int:
+    """Bytes of the weights in the working type; a tied matrix is kept twice, as table and as packed head."""
+    entries = read_checkpoint(folder)
+    elements = 0
+    for entry in entries.values():
+        count = 1
+        for n in entry.shape:
+            count *= n
+        elements += count
+    if config.tie_head and names.head not in entries and dtype == torch.bfloat16:
+        elements += config.vocab_size * config.hidden_size
+    return elements * dtype.itemsize
+
+
+def _fit(config: EngineConfig, decoder: DecoderConfig, dtype: torch.dtype, weight_bytes: int) -> tuple[Limits, KVPlan]:
+    """Derive every limit that was not given, and check that it all fits."""
+    rows = config.max_batch_size or min(config.max_concurrent_requests, 128)
+    budget = config.max_batch_prefill_tokens or _STEP_TOKENS
+    if min(rows, budget, config.block_size) < 1:
+        raise UsageError("--max-batch-size and --max-batch-prefill-tokens must be at least 1")
+    kv_token = 2 * decoder.num_layers * decoder.num_kv_heads * decoder.head_dim * dtype.itemsize
+    # the widest intermediate results of a step, and float32 scores of the rows that are sampled, twice
+    wide = 4 * decoder.hidden_size + 3 * decoder.intermediate_size + 2 * decoder.num_heads * decoder.head_dim
+    step = budget * wide * dtype.itemsize + rows * decoder.vocab_size * 4 * 2
+    footprint = Footprint(weight_bytes, kv_token, step)
+    available = available_bytes()
+
+    if config.max_total_tokens is not None and config.max_total_tokens > decoder.max_positions:
+        raise UsageError(
+            f"--max-total-tokens {config.max_total_tokens} is beyond the model's {decoder.max_positions} positions",
+            hint="lower it, or stretch the positions with --rope-scaling dynamic --rope-factor N",
+        )
+    total = config.max_total_tokens or _default_total(config, decoder, footprint, available)
+    plan = plan_kv(
+        footprint,
+        available,
+        config.memory_fraction,
+        config.block_size,
+        total,
+        config.max_batch_total_tokens,
+        rows,
+    )
+    inputs = config.max_input_tokens or total - 1
+    if inputs >= total:
+        raise UsageError(f"`max_input_tokens`({inputs}) must be < `max_total_tokens`({total})")
+    limits = Limits(
+        max_input_tokens=inputs,
+        max_total_tokens=total,
+        vocab_size=decoder.vocab_size,
+        eos_ids=list(decoder.eos_ids),
+        block_size=config.block_size,
+        num_blocks=plan.num_blocks,
+        max_batch_prefill_tokens=budget,
+        max_batch_size=rows,
+        dtype=str(dtype).removeprefix("torch."),
+    )
+    return limits, plan
+
+
+def _default_total(config: EngineConfig, decoder: DecoderConfig, footprint: Footprint, available: int) -> int:
+    """The longest sequence to promise when the user names none: the model's context, or what the memory holds."""
+    ceiling = decoder.max_positions
+    if config.max_batch_total_tokens is not None:
+        ceiling = min(ceiling, config.max_batch_total_tokens // config.block_size * config.block_size)
+    if config.max_input_tokens is not None:
+        ceiling = max(ceiling, config.max_input_tokens + 1)
+    fits = longest_that_fits(footprint, available, config.memory_fraction, config.block_size)
+    if fits < min(ceiling, 16 * config.block_size):
+        # not worth starting: let the plan refuse with the sums
+        return min(ceiling, decoder.max_positions)
+    total = min(ceiling, fits)
+    if total < 2:
+        raise ResourceError("the KV cache holds less than two tokens", hint="raise --max-batch-total-tokens")
+    return total

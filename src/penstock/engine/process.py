@@ -1,0 +1,161 @@
+"""The engine process: `python -m penstock.engine.process FD`, started by EngineClient on one end of a socket pair.
+
+The first frame is the EngineConfig; then requests and aborts come in, step outputs go out. It ends when the other
+end closes, and with its parent.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import logging
+import os
+import resource
+import select
+import signal
+import socket
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+from penstock.devices.threads import bind_threads
+from penstock.engine import wire
+from penstock.engine.request import (
+    Abort,
+    EngineRequest,
+    Failed,
+    FromEngine,
+    Ready,
+    SequenceOutput,
+    StepOutput,
+    ToEngine,
+)
+from penstock.errors import InvalidRequest, PenstockError
+
+if TYPE_CHECKING:  # importing it imports torch, whose threads must be set first
+    from penstock.engine.loop import EngineLoop
+
+log = logging.getLogger("penstock.engine")
+
+BEAT_SECONDS = 3.0
+_PR_SET_PDEATHSIG = 1
+
+
+class Channel:
+    """Our end of the socket pair. Reads without waiting while there is work; writes whole frames."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._buffer = bytearray()
+        self._write = threading.Lock()  # step outputs and beats come from two threads
+        self.closed = False
+
+    def send(self, message: FromEngine) -> None:
+        self.send_bytes(wire.frame(message))
+
+    def send_bytes(self, data: bytes) -> None:
+        """Raises OSError when the other end is gone."""
+        with self._write:
+            self._sock.sendall(data)
+
+    def receive(self, timeout: float | None) -> list[bytes]:
+        """Whole bodies that have arrived, waiting up to `timeout` seconds (None: until something does)."""
+        if select.select([self._sock], [], [], timeout)[0]:
+            data = self._sock.recv(1 << 20)
+            self.closed = not data
+            self._buffer += data
+        bodies = []
+        while len(self._buffer) >= wire.HEADER:
+            end = wire.HEADER + wire.body_length(self._buffer)
+            if len(self._buffer) < end:
+                break
+            bodies.append(bytes(self._buffer[wire.HEADER : end]))
+            del self._buffer[:end]
+        return bodies
+
+
+def main() -> int:
+    """Load what the first frame says and serve until the other end closes. Returns the exit code."""
+    _settle_in()
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    bodies: list[bytes] = []
+    while not bodies and not channel.closed:
+        bodies = channel.receive(None)
+    if channel.closed:
+        return 0
+    config = wire.config(bodies[0])
+    bind_threads(config.threads)
+    threading.Thread(target=_beat, args=(channel,), daemon=True).start()
+    try:
+        from penstock.engine.loop import EngineLoop
+
+        engine = EngineLoop.load(config, channel.send)
+    except PenstockError as error:
+        channel.send(Failed(error.exit_code, error.what, error.why, error.hint))
+        return error.exit_code
+    except MemoryError:
+        channel.send(Failed(5, "out of memory while loading the model", hint="try --dtype bfloat16 or a smaller model"))
+        return 5
+    except Exception as error:
+        log.exception("the engine could not start")
+        channel.send(Failed(1, "the engine could not start", f"{type(error).__name__}: {error}"[:300]))
+        return 1
+    channel.send(Ready(engine.limits))
+    _serve(engine, channel, bodies[1:])
+    return 0
+
+
+def _serve(engine: EngineLoop, channel: Channel, bodies: list[bytes]) -> None:
+    """Take what has come, run a step, send what it made; sleep while there is nothing to do."""
+    while not channel.closed:
+        if bodies:
+            for body in bodies:
+                _take(engine, channel, wire.to_engine(body))
+            if not engine.has_work:  # aborts changed the counters and no step will tell
+                channel.send(StepOutput([], engine.current_stats()))
+        if engine.has_work:
+            channel.send(engine.step())
+        bodies = channel.receive(0 if engine.has_work else None)
+
+
+def _take(engine: EngineLoop, channel: Channel, message: ToEngine) -> None:
+    if isinstance(message, Abort):
+        engine.abort(message.id)
+    elif isinstance(message, EngineRequest):
+        try:
+            engine.add(message)
+        except InvalidRequest as error:
+            refusal = SequenceOutput(message.id, finish="error", error=error.what, invalid=True)
+            channel.send(StepOutput([refusal], engine.current_stats()))
+
+
+def _beat(channel: Channel) -> None:
+    """Say that the process lives, so that the other end can tell a long step from a stopped process."""
+    pause = threading.Event()
+    while not pause.wait(BEAT_SECONDS):
+        try:
+            channel.send_bytes(wire.BEAT)
+        except OSError:
+            return
+
+
+def _settle_in() -> None:
+    """Die with the parent, leave Ctrl-C to it, dump stacks on SIGUSR2, leave no core file with prompts in it."""
+    parent = os.getppid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR2)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (BrokenPipeError, ConnectionResetError):
+        sys.exit(0)  # the parent went away

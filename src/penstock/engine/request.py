@@ -1,0 +1,207 @@
+"""The typed messages between a front end and the engine: what is asked, what comes back.
+
+Every front end (native routes, OpenAI routes, batch, chat) only translates into `EngineRequest`; the limits are
+checked once, by `validate`, where the sequences live. The structs travel as msgpack over a socket pair.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import msgspec
+
+from penstock.errors import InvalidRequest
+
+FinishReason = Literal["length", "eos_token", "stop_sequence", "aborted", "error"]
+
+MAX_TOP_TOKENS = 128  # alternatives per position that one request may ask for
+
+
+class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How the next token is chosen. The defaults are greedy decoding.
+
+    top_k 0, top_p 1 and typical_p 1 are off. `seed` names the random stream: the draw at a position depends on
+    (seed, position) alone, never on the other requests in the batch.
+    """
+
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    watermark: bool = False
+    seed: int = 0
+
+    @property
+    def draws(self) -> bool:
+        """Whether the token is drawn at random rather than the likeliest."""
+        return self.do_sample or self.temperature != 1.0 or self.top_k > 0 or self.top_p < 1.0 or self.typical_p < 1.0
+
+    @property
+    def plain(self) -> bool:
+        """Whether the raw scores decide alone (no processor changes them)."""
+        return not (self.draws or self.repetition_penalty != 1.0 or self.frequency_penalty != 0.0 or self.watermark)
+
+
+class EngineRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="generate"):
+    """One sequence to generate. `id` is chosen by the sender and unique among its live requests."""
+
+    id: int
+    prompt_ids: list[int]
+    max_new_tokens: int
+    sampling: Sampling = Sampling()
+    ignore_eos: bool = False
+    logprobs: bool = False  # log-probability of each chosen token
+    top_n_tokens: int = 0  # so many alternatives per generated token
+    prompt_logprobs: bool = False  # log-probability of every prompt token (recomputes the whole prompt)
+    priority: int = 0  # lower runs first
+    salt: bytes = b""  # prefix cache is shared only between requests of equal salt (one per API key)
+
+
+class Abort(msgspec.Struct, frozen=True, tag="abort"):
+    """Forget a request: its blocks return at the next step, nothing more is sent for it."""
+
+    id: int
+
+
+class Token(msgspec.Struct, frozen=True, array_like=True):
+    """One generated token. `top` are (id, logprob) of the likeliest alternatives, best first."""
+
+    id: int
+    logprob: float | None = None
+    top: list[tuple[int, float]] = []
+
+
+class SequenceOutput(msgspec.Struct, omit_defaults=True):
+    """What one step made for one request.
+
+    `finish` is set on the last output of a request. The first output carries the prompt's share: log-probabilities
+    (the first is None: nothing precedes it), how many tokens came from the prefix cache, and the seconds in the queue.
+    `error` is our own text for a client; it never holds a traceback.
+    """
+
+    id: int
+    tokens: list[Token] = []
+    finish: FinishReason | None = None
+    prompt_logprobs: list[float | None] | None = None
+    cached_tokens: int = 0
+    queue_seconds: float | None = None
+    error: str | None = None
+    invalid: bool = False  # the error is the request's own fault (422 rather than 424)
+
+
+class EngineStats(msgspec.Struct, omit_defaults=True):
+    """Counters and gauges of the engine, sent with each step."""
+
+    running: int = 0
+    waiting: int = 0
+    free_blocks: int = 0
+    cached_blocks: int = 0
+    used_blocks: int = 0
+    total_blocks: int = 0
+    steps: int = 0
+    prompt_tokens: int = 0
+    cached_prompt_tokens: int = 0
+    generated_tokens: int = 0
+    preemptions: int = 0
+    step_seconds: float = 0.0  # of the last step
+
+
+class StepOutput(msgspec.Struct, tag="step"):
+    """Everything that one step made, all sequences in one message."""
+
+    outputs: list[SequenceOutput]
+    stats: EngineStats
+
+
+class Stage(msgspec.Struct, frozen=True, tag="stage"):
+    """One finished stage of start-up, for people: what it did and the seconds it took."""
+
+    name: str
+    text: str
+    seconds: float
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What the loaded model and its memory allow; fixed once the engine is ready."""
+
+    max_input_tokens: int
+    max_total_tokens: int
+    vocab_size: int  # width of the output; token ids are below it
+    eos_ids: list[int]
+    block_size: int
+    num_blocks: int
+    max_batch_prefill_tokens: int
+    max_batch_size: int
+    dtype: str
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """The engine can take requests."""
+
+    limits: Limits
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """The engine could not start, or gives up; the parts of a PenstockError."""
+
+    exit_code: int
+    what: str
+    why: str = ""
+    hint: str = ""
+
+
+class Beat(msgspec.Struct, frozen=True, tag="beat"):
+    """The engine process is alive, though it may be busy with a long step."""
+
+
+ToEngine = EngineRequest | Abort
+FromEngine = StepOutput | Stage | Ready | Failed | Beat
+
+
+def validate(request: EngineRequest, limits: Limits) -> None:
+    """Check a request against everything the engine relies on.
+
+    Raises InvalidRequest with the text for the client. The wording of the token limits is TGI's, which clients match.
+    """
+    s = request.sampling
+    for name in ("temperature", "top_p", "typical_p", "repetition_penalty", "frequency_penalty"):
+        if not math.isfinite(getattr(s, name)):
+            raise InvalidRequest(f"`{name}` must be a finite number")
+    if s.temperature <= 0:
+        raise InvalidRequest("`temperature` must be strictly positive")
+    if s.repetition_penalty <= 0:
+        raise InvalidRequest("`repetition_penalty` must be strictly positive")
+    if not -2 <= s.frequency_penalty <= 2:
+        raise InvalidRequest("`frequency_penalty` must be >= -2.0 and <= 2.0")
+    if not 0 < s.top_p <= 1:
+        raise InvalidRequest("`top_p` must be > 0.0 and < 1.0")
+    if not 0 < s.typical_p <= 1:
+        raise InvalidRequest("`typical_p` must be > 0.0 and < 1.0")
+    if not 0 <= s.top_k < 2**31:
+        raise InvalidRequest("`top_k` must be strictly positive")
+    if not 0 <= s.seed < 2**64:
+        raise InvalidRequest("`seed` must be >= 0 and < 2^64")
+    if request.max_new_tokens <= 0:
+        raise InvalidRequest("`max_new_tokens` must be strictly positive")
+    if not 0 <= request.top_n_tokens <= MAX_TOP_TOKENS:
+        raise InvalidRequest(f"`top_n_tokens` must be >= 0 and <= {MAX_TOP_TOKENS}")
+    if not -(2**31) <= request.priority < 2**31:
+        raise InvalidRequest("`priority` must fit 32 bits")
+    n = len(request.prompt_ids)
+    if n == 0:
+        raise InvalidRequest("`inputs` cannot be empty")
+    if n + request.max_new_tokens > limits.max_total_tokens:
+        raise InvalidRequest(
+            f"`inputs` tokens + `max_new_tokens` must be <= {limits.max_total_tokens}. "
+            f"Given: {n} `inputs` tokens and {request.max_new_tokens} `max_new_tokens`"
+        )
+    if n > limits.max_input_tokens:
+        raise InvalidRequest(f"`inputs` must have less than {limits.max_input_tokens} tokens. Given: {n}")
+    low, high = min(request.prompt_ids), max(request.prompt_ids)
+    if low < 0 or high >= limits.vocab_size:
+        bad = low if low < 0 else high
+        raise InvalidRequest(f"token id {bad} is outside the vocabulary of {limits.vocab_size}")

@@ -1,0 +1,112 @@
+"""Who computes how many tokens in the next step.
+
+There is no prefill phase and no decode phase: a step hands out a token budget, one token to every sequence that is
+decoding, the rest to prompts in order, in chunks. When blocks run out the youngest sequence gives its own back and
+waits again; it then is a fresh request with a longer prompt.
+"""
+
+from __future__ import annotations
+
+import bisect
+import time
+from dataclasses import dataclass
+
+from penstock.engine.block_pool import BlockPool
+from penstock.engine.sequence import Sequence
+
+
+@dataclass(frozen=True)
+class Run:
+    """`length` tokens of a sequence to compute, from its `computed` on."""
+
+    sequence: Sequence
+    length: int
+
+    @property
+    def reaches_end(self) -> bool:
+        """Whether the run ends at the last known token, so that the next one can be chosen."""
+        return self.sequence.computed + self.length == len(self.sequence.ids)
+
+
+class Scheduler:
+    """Waiting and running sequences, and the pool they share.
+
+    budget: tokens a step may compute. max_running: sequences that run together.
+    """
+
+    def __init__(self, pool: BlockPool, budget: int, max_running: int, prefix_caching: bool) -> None:
+        self.pool, self.budget, self.max_running, self.prefix_caching = (
+            pool,
+            budget,
+            max_running,
+            prefix_caching,
+        )
+        self.waiting: list[Sequence] = []  # both kept in `order`
+        self.running: list[Sequence] = []
+        self.preemptions = 0
+
+    def add(self, sequence: Sequence) -> None:
+        bisect.insort(self.waiting, sequence, key=lambda s: s.order)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Forget a sequence, wherever it is, and take its blocks back."""
+        if sequence in self.running:
+            self.running.remove(sequence)
+        else:
+            self.waiting.remove(sequence)
+        sequence.drop_blocks(self.pool)
+
+    def next(self) -> list[Run]:
+        """The runs of one step, oldest sequence first. Empty only when nothing waits or runs."""
+        runs: list[Run] = []
+        budget = self.budget
+        decoding = sum(s.pending == 1 for s in self.running)  # each keeps one token of the budget
+        i = 0
+        while i < len(self.running):
+            sequence = self.running[i]
+            if sequence.pending == 1:
+                decoding -= 1
+                length = min(1, budget)
+            else:
+                length = min(sequence.pending, budget - decoding)
+            if length > 0 and self._make_room(sequence, length):
+                runs.append(Run(sequence, length))
+                budget -= length
+            i += 1
+        self._admit(runs, budget)
+        return runs
+
+    def _make_room(self, sequence: Sequence, length: int) -> bool:
+        """Blocks for a run, preempting younger sequences as needed; False when the sequence itself had to go."""
+        while not sequence.grow(self.pool, sequence.computed + length):
+            victim = self.running[-1]
+            self.running.pop()
+            victim.drop_blocks(self.pool)
+            self.add(victim)
+            self.preemptions += 1
+            if victim is sequence:
+                return False
+        return True
+
+    def _admit(self, runs: list[Run], budget: int) -> None:
+        """Start waiting sequences in order while budget, rows and blocks last; the first that cannot start ends it."""
+        while self.waiting and budget > 0 and len(self.running) < self.max_running:
+            sequence = self.waiting[0]
+            if self.prefix_caching and not sequence.request.prompt_logprobs:
+                sequence.take_prefix(self.pool)
+            length = min(sequence.pending, budget)
+            # room for all that is known and for the others to grow by a block, so that a sequence is not started only
+            # to be preempted half way
+            known = -(-len(sequence.ids) // self.pool.block_size) - len(sequence.blocks)
+            if known + len(self.running) > self.pool.available or not sequence.grow(
+                self.pool, sequence.computed + length
+            ):
+                sequence.drop_blocks(self.pool)
+                return
+            self.waiting.pop(0)
+            bisect.insort(self.running, sequence, key=lambda s: s.order)
+            if sequence.started is None:
+                sequence.started = time.monotonic()
+                sequence.cached_tokens = sequence.computed
+            runs.append(Run(sequence, length))
+            budget -= length

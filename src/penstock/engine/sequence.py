@@ -1,0 +1,99 @@
+"""One request on its way through the engine: its tokens, how many are computed, the blocks that hold them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from penstock.engine.block_pool import BlockPool, block_key, root_key
+from penstock.engine.request import EngineRequest
+
+
+@dataclass
+class Sequence:
+    """`ids` are all known tokens, prompt first; the first `computed` of them have keys and values in `blocks`."""
+
+    request: EngineRequest
+    root: bytes  # key of the empty prefix: salt and all
+    ids: list[int]
+    prompt_length: int
+    arrival: float
+    number: int  # order of arrival, breaks ties
+    computed: int = 0
+    blocks: list[int] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)  # of the full blocks of `ids`, grown on demand
+    published: int = 0  # blocks already offered to the prefix index
+    cached_tokens: int = 0  # taken from the prefix index at first admission
+    started: float | None = None  # when it first ran
+    prompt_logprobs: list[float | None] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, request: EngineRequest, number: int, nonce: bytes, rope_span_limit: int | None) -> Sequence:
+        """nonce: random per process, so that block keys cannot be guessed from outside.
+
+        rope_span_limit: with dynamic rope scaling, the context past which a prompt's keys depend on its length; such
+        prompts share cached blocks only with prompts of equal length.
+        """
+        n = len(request.prompt_ids)
+        span = n if rope_span_limit is not None and n > rope_span_limit else 0
+        root = root_key(nonce, request.salt, span.to_bytes(8, "little"))
+        return cls(request, root, list(request.prompt_ids), n, time.monotonic(), number)
+
+    @property
+    def id(self) -> int:
+        return self.request.id
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Who goes first: priority, then arrival."""
+        return self.request.priority, self.number
+
+    @property
+    def generated(self) -> int:
+        return len(self.ids) - self.prompt_length
+
+    @property
+    def pending(self) -> int:
+        """Known tokens that are not computed yet: 1 while decoding."""
+        return len(self.ids) - self.computed
+
+    def full_keys(self, block_size: int, tokens: int) -> list[bytes]:
+        """Keys of the full blocks among the first `tokens` tokens."""
+        full = tokens // block_size
+        while len(self.keys) < full:
+            start = len(self.keys) * block_size
+            parent = self.keys[-1] if self.keys else self.root
+            self.keys.append(block_key(parent, self.ids[start : start + block_size]))
+        return self.keys[:full]
+
+    def take_prefix(self, pool: BlockPool) -> None:
+        """Start from whatever the pool already holds; at least one token stays to compute."""
+        keys = self.full_keys(pool.block_size, len(self.ids) - 1)
+        self.blocks = pool.match(keys)
+        self.computed = len(self.blocks) * pool.block_size
+        self.published = len(self.blocks)
+
+    def grow(self, pool: BlockPool, tokens: int) -> bool:
+        """Hold blocks for the first `tokens` tokens. False, and nothing changed, when the pool has not so many."""
+        missing = -(-tokens // pool.block_size) - len(self.blocks)
+        if missing <= 0:
+            return True
+        blocks = pool.allocate(missing)
+        if blocks is None:
+            return False
+        self.blocks.extend(blocks)
+        return True
+
+    def publish(self, pool: BlockPool) -> None:
+        """Offer every newly filled block to the prefix index."""
+        full = self.computed // pool.block_size
+        if full > self.published:
+            keys = self.full_keys(pool.block_size, self.computed)
+            for i in range(self.published, full):
+                pool.publish(self.blocks[i], keys[i])
+            self.published = full
+
+    def drop_blocks(self, pool: BlockPool) -> None:
+        """Give every block back; the sequence starts over as a fresh one with a longer prompt."""
+        pool.release(self.blocks)
+        self.blocks, self.computed, self.published = [], 0, 0

@@ -1,0 +1,1 @@
+"""One file a weight format: how its bytes load and how it multiplies."""

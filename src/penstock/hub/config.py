@@ -1,0 +1,90 @@
+"""A model folder's config.json, read with suspicion: it is data from a stranger."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from penstock.errors import ModelError
+from penstock.hub.checkpoint import parse_object
+from penstock.hub.folder import damaged, read_small, reason
+
+CONFIG = "config.json"
+MAX_CONFIG = 8 * 1024 * 1024  # bytes; the largest honest ones (label tables) have some hundred KiB
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a model folder.
+
+    Raises ModelError when it is missing (saying what the folder looks like instead), damaged, huge, or asks for
+    Python code from the model's author to be run (`auto_map`, at any depth).
+    """
+    names = _names(folder)
+    if CONFIG not in names:
+        raise _not_a_model(folder, names)
+    config = parse_object(folder / CONFIG, read_small(folder, CONFIG, MAX_CONFIG))
+    if not config:
+        raise damaged(folder / CONFIG, "It is an empty object: it describes no model.")
+    where = _find_key(config, "auto_map")
+    if where:
+        raise ModelError(
+            f"The model in {folder} wants to run Python code of its own.",
+            f"Its {CONFIG} has `{where}`, which names code in the model's folder. Penstock never runs such code.",
+            "Use a model, or a newer revision of this one, whose architecture needs no remote code.",
+        )
+    return config
+
+
+def _find_key(config: dict[str, Any], key: str) -> str | None:
+    """The dotted place of the first non-empty value under `key`, at any depth."""
+    todo: list[tuple[str, Any]] = [("", config)]
+    while todo:
+        path, value = todo.pop()
+        if isinstance(value, dict):
+            if value.get(key):
+                return f"{path}{key}"
+            todo.extend((f"{path}{k[:40]}.", v) for k, v in value.items())
+        elif isinstance(value, list):
+            todo.extend((f"{path}{i}.", v) for i, v in enumerate(value))
+    return None
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError as error:
+        raise ModelError(f"The model folder {folder} cannot be read.", f"{reason(error)}.") from None
+
+
+def _not_a_model(folder: Path, names: list[str]) -> ModelError:
+    """Why a folder without config.json is none, and what was probably meant."""
+    what = f"The folder {folder} has no {CONFIG}, so it is not a model."
+    if not names:
+        return ModelError(what, "It is empty.", "Download the model again, or give another folder.")
+    if "adapter_config.json" in names:
+        return ModelError(
+            what,
+            "It is a LoRA adapter: a change to a model.",
+            "Give the base model; adapters come in a later version.",
+        )
+    gguf = [n for n in names if n.lower().endswith(".gguf")]
+    if gguf:
+        return ModelError(
+            what,
+            f"It holds GGUF files ({gguf[0]}).",
+            "GGUF comes in a later version; take the safetensors repository.",
+        )
+    if "model_index.json" in names:
+        return ModelError(what, "It is a diffusers pipeline (images), not a language model.", "Give a language model.")
+    if "snapshots" in names and "blobs" in names:
+        org_name = folder.resolve().name.removeprefix("models--").replace("--", "/")
+        return ModelError(what, "It is a model's folder in the hub cache.", f"Give its hub name instead: {org_name}")
+    inside = [n for n in names if (folder / n / CONFIG).is_file()]
+    if inside:
+        more = f" (and {len(inside) - 1} more)" if len(inside) > 1 else ""
+        return ModelError(what, f"It holds folders that are: {inside[0]}{more}.", f"Give {folder / inside[0]}")
+    if any(n.endswith((".safetensors", ".bin", ".pt", ".pth")) for n in names):
+        return ModelError(what, "It has weights, but their description is missing.", f"Copy {CONFIG} into it as well.")
+    shown = ", ".join(names[:4]) + (" ..." if len(names) > 4 else "")
+    return ModelError(what, f"It holds: {shown}", "Give a folder with config.json and *.safetensors, or a hub name.")

@@ -1,0 +1,161 @@
+"""From what a user typed to one model folder on disk.
+
+In order: `demo`, a folder, a snapshot in the hub cache, a download. Whatever is found is one snapshot of one commit,
+and everything else (config, tokenizer, weights) is read from that folder only.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from penstock.errors import ModelError, UsageError
+from penstock.hub import cache
+from penstock.hub.config import CONFIG, read_config
+from penstock.hub.download import UnknownModel, Unreachable, download
+
+DEMO = "demo"
+_PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
+_HUB_NAME = re.compile(f"{_PART}/{_PART}", re.ASCII)
+_REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,127}", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A model on disk. name: what the user typed, without the revision; revision: the hub's commit or None."""
+
+    path: Path
+    name: str
+    revision: str | None
+
+
+def resolve(name: str, revision: str | None = None, *, offline: bool | None = None) -> Snapshot:
+    """Find the model `name`: `demo`, a folder, or ORG/NAME[@REVISION] of the hub (local cache first).
+
+    offline: never touch the network (None: as HF_HUB_OFFLINE says). Raises ModelError for an unknown or unusable
+    model, EnvironmentFault when it would have to be downloaded and cannot be reached.
+    """
+    if name == DEMO:
+        from penstock.demo import model_path
+
+        path = model_path()
+        read_config(path)
+        return Snapshot(path, DEMO, None)
+    folder = _as_path(name)
+    if name and _is_folder(folder):
+        if revision is not None:
+            raise UsageError(f"{name} is a folder, so a revision means nothing.", "", "Leave the revision out.")
+        read_config(folder)
+        return Snapshot(folder.resolve(), name, None)
+    if name and _is_there(folder):
+        raise _not_a_folder(folder)
+    hub_name, revision = _split(name, revision)
+    if not _HUB_NAME.fullmatch(hub_name) or ".." in hub_name or "--" in hub_name or hub_name.endswith(".git"):
+        raise unknown(name, f"{name[:120]!r} is neither a folder here nor a hub name (ORG/NAME).")
+    return _from_hub(hub_name, revision, cache.is_offline() if offline is None else offline)
+
+
+def _from_hub(name: str, revision: str | None, offline: bool) -> Snapshot:
+    cached = cache.find(name, revision)
+    if cached is not None and cached.missing is None:
+        read_config(cached.path)
+        return Snapshot(cached.path, name, cached.commit)
+    if offline:
+        if cached is not None:
+            why = f"Its copy in {cache.cache_folder()} is incomplete ({cached.missing} is missing); "
+        elif cache.commits(name):
+            why = f"{cache.cache_folder()} holds only {name}@{cache.commits(name)[0]}; "
+        else:
+            why = f"{cache.cache_folder()} does not hold it; "
+        raise _with_matches(Unreachable(name, why + "HF_HUB_OFFLINE or --offline forbids asking the hub."), name)
+    try:
+        path = download(name, revision)
+    except UnknownModel as error:
+        raise unknown(name, error.why) from error
+    except Unreachable as error:
+        raise _with_matches(error, name) from error
+    read_config(path)
+    return Snapshot(path, name, path.name)
+
+
+def _split(name: str, revision: str | None) -> tuple[str, str | None]:
+    """ORG/NAME@REVISION into its parts, the revision checked before it is used in a path or a URL."""
+    hub_name, at, given = name.partition("@")
+    if at and revision is not None and revision != given:
+        raise UsageError(f"Two revisions: {given!r} in the name and {revision!r} as an option.", "", "Give one.")
+    revision = given if at else revision
+    if revision is not None and (not _REVISION.fullmatch(revision) or ".." in revision or "//" in revision):
+        raise ModelError(
+            f"{revision[:80]!r} is not a revision.",
+            "",
+            "A revision is a branch, a tag, refs/pr/N or a commit.",
+        )
+    return hub_name, revision
+
+
+def unknown(name: str, why: str) -> ModelError:
+    """The error for a name that is nowhere, with the names that come close to it."""
+    close = close_matches(name)
+    hint = f"Did you mean {' or '.join(close)}?" if close else "Try `demo`, a folder, or a hub name such as ORG/NAME."
+    return ModelError(f"There is no model {name[:120]!r}.", why, hint)
+
+
+def _with_matches(error: Unreachable, name: str) -> Unreachable:
+    """Without the hub nobody knows whether the name exists; what comes close here is worth a line."""
+    close = [match for match in close_matches(name) if match != name]
+    if close:
+        error.hint = f"Did you mean {' or '.join(close)}?\n{error.hint}"
+    return error
+
+
+def close_matches(name: str) -> list[str]:
+    """Up to three names like `name`: the demo, models of the hub cache, model folders beside the path typed."""
+    typed = _as_path(name)
+    try:
+        beside = [p for p in typed.parent.iterdir() if (p / CONFIG).is_file()]
+    except (OSError, ValueError):  # ValueError: a NUL byte in the name
+        beside = []
+    folders = {p.name: str(p) if "/" in name else f"./{p.name}" for p in beside}
+    cached = {n.lower(): n for n in cache.names()}
+    short = {n.rpartition("/")[2]: n for n in cached}
+    known = {DEMO: DEMO, **{k.lower(): v for k, v in folders.items()}, **cached}
+    found = [known[k] for k in difflib.get_close_matches(name.lower(), known, 3, 0.6)]
+    found += [known[k] for k in difflib.get_close_matches(typed.name.lower(), [*folders, DEMO], 2, 0.6) if k in known]
+    tail = name.lower().rpartition("/")[2]
+    found += [cached[short[k]] for k in difflib.get_close_matches(tail, short, 2, 0.75)]
+    return list(dict.fromkeys(found))[:3]
+
+
+def _as_path(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # `~somebody` without such a user
+        return Path(name)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return os.path.lexists(path)
+    except ValueError:  # a NUL byte
+        return False
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # too long a name, a NUL byte
+        return False
+
+
+def _not_a_folder(path: Path) -> ModelError:
+    what = f"{path} is a file, not a model folder."
+    if path.suffix.lower() == ".gguf":
+        return ModelError(what, "GGUF files come in a later version.", "Take the model's safetensors repository.")
+    if path.suffix == ".safetensors":
+        return ModelError(what, "A model is its whole folder: weights, config.json, tokenizer.", f"Give {path.parent}")
+    if path.is_symlink() and not path.exists():
+        return ModelError(f"{path} is a link to nothing.", "", "Give the folder that it should point to.")
+    return ModelError(what, "", "Give a folder with config.json and *.safetensors, `demo`, or a hub name.")

@@ -1,0 +1,1 @@
+"""Plain functions for numerics: attention, norms, rotary."""

@@ -1,0 +1,124 @@
+"""From bytes on disk to the decoder's packed weights, one tensor in memory at a time."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from penstock.errors import ModelError
+from penstock.formats import dense
+from penstock.formats.dense import DenseWeight
+from penstock.hub.checkpoint import TensorEntry, read_checkpoint
+from penstock.models.config import DecoderConfig, WeightMap
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One decoder layer, ready to multiply. Norm weights: [hidden] or [head_dim]."""
+
+    attention_norm: Tensor
+    qkv: DenseWeight
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    out: DenseWeight
+    mlp_norm: Tensor
+    gate_up: DenseWeight
+    down: DenseWeight
+
+
+@dataclass(frozen=True)
+class DecoderWeights:
+    """A whole decoder. embedding: [vocab, hidden]."""
+
+    embedding: Tensor
+    layers: list[LayerWeights]
+    final_norm: Tensor
+    head: DenseWeight
+
+
+class TensorReader:
+    """Reads single tensors of a checkpoint, checking name, type and shape.
+
+    The file is read, not mapped: a file cut short under our feet is then an error and not a signal.
+    """
+
+    def __init__(self, entries: dict[str, TensorEntry], dtype: torch.dtype) -> None:
+        self.entries, self.dtype = entries, dtype
+
+    def __call__(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """The tensor in the working type. Raises ModelError when it is absent, misshapen or cut short."""
+        entry = self.entries.get(name)
+        if entry is None:
+            raise ModelError(
+                f"the checkpoint has no tensor {name!r}",
+                "it does not fit its config.json",
+                "download the model again",
+            )
+        if entry.shape != shape:
+            raise ModelError(
+                f"{entry.file.name}: tensor {name!r} has shape {list(entry.shape)}",
+                f"config.json asks for {list(shape)}",
+                "download the model again, config.json and weights from one revision",
+            )
+        if entry.dtype not in _DTYPES:
+            raise ModelError(f"{entry.file.name}: tensor {name!r} has type {entry.dtype}, which cannot be computed in")
+        raw = torch.empty(entry.end - entry.start, dtype=torch.uint8)
+        _read_into(entry.file, entry.start, raw)
+        return raw.view(_DTYPES[entry.dtype]).view(shape).to(self.dtype)
+
+
+def load_decoder(folder: Path, config: DecoderConfig, names: WeightMap, dtype: torch.dtype) -> DecoderWeights:
+    """Read and pack every tensor of the decoder. Raises ModelError for what does not fit."""
+    read = TensorReader(read_checkpoint(folder), dtype)
+    hidden, wide = config.hidden_size, config.intermediate_size
+    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+
+    def matrix(prefix: str, parts: tuple[str, ...], rows: tuple[int, ...], columns: int, bias: bool) -> DenseWeight:
+        """Stack `parts` of so many `rows` each along the output axis and pack them."""
+        stacked = _stack([read(f"{prefix}{part}.weight", (n, columns)) for part, n in zip(parts, rows, strict=True)])
+        biases = [read(f"{prefix}{part}.bias", (n,)) for part, n in zip(parts, rows, strict=True)] if bias else None
+        return dense.load(stacked, _stack(biases) if biases else None)
+
+    layers = []
+    for i in range(config.num_layers):
+        prefix = names.layer.format(i=i)
+        layers.append(
+            LayerWeights(
+                attention_norm=read(prefix + names.attention_norm, (hidden,)),
+                qkv=matrix(prefix, names.qkv, (q, kv, kv), hidden, config.qkv_bias),
+                q_norm=read(prefix + names.q_norm, (config.head_dim,)) if config.qk_norm else None,
+                k_norm=read(prefix + names.k_norm, (config.head_dim,)) if config.qk_norm else None,
+                out=matrix(prefix, names.out, (hidden,), q, config.out_bias),
+                mlp_norm=read(prefix + names.mlp_norm, (hidden,)),
+                gate_up=matrix(prefix, names.gate_up, (wide, wide), hidden, config.mlp_bias),
+                down=matrix(prefix, names.down, (hidden,), wide, config.mlp_bias),
+            )
+        )
+    embedding = read(names.embedding, (config.vocab_size, hidden))
+    head = embedding if config.tie_head else read(names.head, (config.vocab_size, hidden))
+    return DecoderWeights(embedding, layers, read(names.final_norm, (hidden,)), dense.load(head))
+
+
+def _stack(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _read_into(path: Path, offset: int, buffer: Tensor) -> None:
+    """Fill a byte tensor from a file. Raises ModelError when the file ends early or cannot be read."""
+    view = memoryview(buffer.numpy())  # type: ignore[arg-type]
+    try:
+        with open(path, "rb", buffering=0) as file:
+            done = 0
+            while done < len(view):
+                n = os.preadv(file.fileno(), [view[done:]], offset + done)
+                if n == 0:
+                    raise ModelError(f"{path.name} ends early", "the file is truncated", "download the model again")
+                done += n
+    except OSError as error:
+        raise ModelError(f"cannot read {path.name}", error.strerror or "", "check the file's permissions") from None

@@ -1,0 +1,1 @@
+"""Arithmetic of bytes: what fits where."""

@@ -1,0 +1,86 @@
+"""The sums of memory: weights, KV cache, the largest step. Bytes throughout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from penstock.errors import ResourceError
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a model takes. kv_per_token: keys and values of one token over all layers; step: the largest step's
+    intermediate results."""
+
+    weights: int
+    kv_per_token: int
+    step: int
+
+
+@dataclass(frozen=True)
+class KVPlan:
+    """How the cache is cut: blocks of block_size tokens."""
+
+    num_blocks: int
+    block_size: int
+    kv_bytes: int
+    reason: str
+
+
+def human(n: float) -> str:
+    """A size for people: `3.1 GiB`, `512 MiB`."""
+    for unit, size in (("GiB", GIB), ("MiB", 2**20), ("KiB", 2**10)):
+        if n >= size:
+            return f"{n / size:.3g} {unit}" if n < 1000 * size else f"{n / size:.0f} {unit}"
+    return f"{n:.0f} B"
+
+
+def plan_kv(
+    footprint: Footprint,
+    available: int,
+    fraction: float,
+    block_size: int,
+    total_tokens: int,
+    asked_tokens: int | None,
+    rows: int,
+) -> KVPlan:
+    """Decide the number of KV blocks before anything is loaded.
+
+    available: free bytes; fraction: the share that may be taken; total_tokens: the longest sequence that must fit;
+    asked_tokens: KV slots that the user asked for, or None: then enough for `rows` longest sequences, but at most a
+    quarter of the memory beyond what one longest sequence takes. Raises ResourceError when it does not fit.
+    """
+    usable = int(available * fraction)
+    room = usable - footprint.weights - footprint.step
+    block = footprint.kv_per_token * block_size
+    least = -(-total_tokens // block_size)
+    if asked_tokens is not None:
+        blocks, reason = asked_tokens // block_size, "--max-batch-total-tokens"
+        if blocks < least:
+            raise ResourceError(
+                f"--max-batch-total-tokens {asked_tokens} holds less than one sequence of {total_tokens} tokens",
+                hint=f"raise it, or lower --max-total-tokens to {asked_tokens // block_size * block_size}",
+            )
+    else:
+        wanted, generous = least * rows, max(0, min(room, usable // 4)) // block
+        blocks = max(least, min(wanted, generous))
+        reason = f"{rows} x {total_tokens} tokens" if blocks == wanted else "a quarter of the free memory"
+    need = footprint.weights + footprint.step + blocks * block
+    if need > usable:
+        raise ResourceError(
+            f"too little memory: need {human(need)}, have {human(usable)} "
+            f"({fraction:.0%} of the {human(available)} that are free)",
+            f"weights {human(footprint.weights)} + KV of {blocks * block_size} tokens {human(blocks * block)} "
+            f"+ step {human(footprint.step)}",
+            "try --max-total-tokens or --max-batch-total-tokens (smaller), --dtype bfloat16, "
+            "or --max-batch-prefill-tokens (smaller)",
+        )
+    return KVPlan(blocks, block_size, blocks * block, reason)
+
+
+def longest_that_fits(footprint: Footprint, available: int, fraction: float, block_size: int) -> int:
+    """Tokens of the longest single sequence that the memory holds; 0 when not even the weights fit."""
+    room = int(available * fraction) - footprint.weights - footprint.step
+    return max(0, room // (footprint.kv_per_token * block_size)) * block_size
