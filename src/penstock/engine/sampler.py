@@ -17,6 +17,8 @@ from penstock.engine.request import EngineRequest, Sampling, Token
 from penstock.engine.sequence import Sequence
 
 _NUCLEUS = 1024  # candidates tried before a whole row is sorted for top-p
+_COLDEST = 1e-6  # temperatures below are greedy in float32 anyway
+_HUGE = 1e30  # factors beyond have no more effect, but would overflow float32
 _WATERMARK_PRIME = 15485863
 
 
@@ -72,7 +74,9 @@ def process(scores: Tensor, sequences: list[Sequence], watermark: Watermark) -> 
             continue
         _penalize(scores[row], sampling, sequence.ids, watermark)
         if sampling.temperature != 1.0:
-            scores[row] /= sampling.temperature
+            # from the maximum down, so that a tiny temperature leaves a greedy row and not infinities
+            scores[row] -= scores[row].max()
+            scores[row] /= min(max(sampling.temperature, _COLDEST), _HUGE)
         if sampling.top_k > 0:
             _keep_top_k(scores[row], sampling.top_k)
         if sampling.top_p < 1.0:
@@ -118,7 +122,7 @@ def _penalize(row: Tensor, sampling: Sampling, ids: list[int], watermark: Waterm
         return
     seen, counts = torch.tensor(ids).unique(return_counts=True)
     if sampling.repetition_penalty != 1.0:  # Keskar et al. 2019
-        values, penalty = row[seen], sampling.repetition_penalty
+        values, penalty = row[seen], min(max(sampling.repetition_penalty, 1 / _HUGE), _HUGE)
         row[seen] = torch.where(values < 0, values * penalty, values / penalty)
     if sampling.frequency_penalty != 0.0:  # TGI's formula: relative to the length of the text
         row[seen] -= sampling.frequency_penalty * counts / len(ids)
