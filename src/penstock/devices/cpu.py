@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
+from contextlib import suppress
+from math import prod
+
 import torch
 
 from penstock.errors import UsageError
@@ -23,12 +27,27 @@ def choose_dtype(asked: str, checkpoint: str | None) -> tuple[torch.dtype, str]:
     if asked != "auto":
         if asked not in DTYPES:
             raise UsageError(f"unknown dtype {asked!r}", hint=f"choose one of auto, {', '.join(DTYPES)}")
-        return DTYPES[asked], "--dtype"
+        return DTYPES[asked], "asked for"
     if checkpoint in ("bfloat16", "float16") and fast_bfloat16():
-        return torch.bfloat16, f"checkpoint is {checkpoint}, processor has bf16"
+        return torch.bfloat16, f"the checkpoint is {checkpoint} and the processor has bf16"
     if checkpoint in ("bfloat16", "float16"):
-        return torch.float32, "processor has no fast bf16"
-    return torch.float32, f"checkpoint is {checkpoint or 'of unstated type'}"
+        return torch.float32, "the processor has no fast bf16"
+    return torch.float32, f"the checkpoint is {checkpoint or 'of unstated type'}"
+
+
+def zeros_on_demand(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """A zeroed tensor whose pages the system gives when they are first touched, huge ones where it offers them.
+
+    torch.zeros writes every page at once: seconds of start-up, and memory held that nobody uses yet.
+    """
+    size = prod(shape) * dtype.itemsize
+    if size == 0:
+        return torch.zeros(shape, dtype=dtype)
+    pages = mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(pages, dtype=dtype).view(shape)
 
 
 def _flags() -> str:

@@ -45,7 +45,7 @@ def load_model(config: EngineConfig, on_stage: Callable[[Stage], None]) -> Loade
     dtype, why = choose_dtype(config.dtype, decoder_config.dtype)
     spelled = str(dtype).removeprefix("torch.")
     weight_bytes = _weight_bytes(folder, decoder_config, names, dtype)
-    clock.done("resolve", f"{decoder_config.family} decoder, {spelled} ({why}; --dtype)")
+    clock.done("model", f"{decoder_config.family} decoder in {spelled}: {why} (--dtype)")
 
     limits, plan = _fit(config, decoder_config, dtype, weight_bytes)
     kv_token = plan.kv_bytes // (plan.num_blocks * plan.block_size)

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from penstock.devices.cpu import zeros_on_demand
 from penstock.formats.dense import linear
 from penstock.kernels.attention import RunGroup, paged_attention, write_kv
 from penstock.kernels.norms import activation_and_mul, rms_norm
@@ -30,11 +31,10 @@ class Decoder:
         return cls(config, load_decoder(folder, config, names, dtype), dtype, positions)
 
     def new_cache(self, num_blocks: int, block_size: int) -> KVCache:
-        """A zeroed cache; the system gives its pages on first use. Zeroed because stale infinities would poison
-        the padding of attention."""
+        """An empty cache. Zeroed, because stale infinities would poison the padding of attention."""
         shape = (self.config.num_kv_heads, num_blocks, block_size, self.config.head_dim)
         return [
-            (torch.zeros(shape, dtype=self.dtype), torch.zeros(shape, dtype=self.dtype))
+            (zeros_on_demand(shape, self.dtype), zeros_on_demand(shape, self.dtype))
             for _ in range(self.config.num_layers)
         ]
 

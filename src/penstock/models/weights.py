@@ -51,14 +51,15 @@ class TensorReader:
     def __init__(self, entries: dict[str, TensorEntry], dtype: torch.dtype) -> None:
         self.entries, self.dtype = entries, dtype
 
-    def __call__(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """The tensor in the working type. Raises ModelError when it is absent, misshapen or cut short."""
+    def __call__(self, name: str, shape: tuple[int, ...], out: Tensor | None = None) -> Tensor:
+        """The tensor in the working type, in `out` where it is given (contiguous, of that shape and type).
+
+        Raises ModelError when it is absent, misshapen or cut short.
+        """
         entry = self.entries.get(name)
         if entry is None:
             raise ModelError(
-                f"the checkpoint has no tensor {name!r}",
-                "it does not fit its config.json",
-                "download the model again",
+                f"the checkpoint has no tensor {name!r}", "it does not fit its config.json", "download the model again"
             )
         if entry.shape != shape:
             raise ModelError(
@@ -68,9 +69,11 @@ class TensorReader:
             )
         if entry.dtype not in _DTYPES:
             raise ModelError(f"{entry.file.name}: tensor {name!r} has type {entry.dtype}, which cannot be computed in")
-        raw = torch.empty(entry.end - entry.start, dtype=torch.uint8)
-        _read_into(entry.file, entry.start, raw)
-        return raw.view(_DTYPES[entry.dtype]).view(shape).to(self.dtype)
+        out = torch.empty(shape, dtype=self.dtype) if out is None else out
+        stored = _DTYPES[entry.dtype]
+        raw = out if stored == self.dtype else torch.empty(shape, dtype=stored)
+        _read_into(entry.file, entry.start, raw.view(-1).view(torch.uint8))
+        return out if raw is out else out.copy_(raw)
 
 
 def load_decoder(folder: Path, config: DecoderConfig, names: WeightMap, dtype: torch.dtype) -> DecoderWeights:
@@ -81,9 +84,14 @@ def load_decoder(folder: Path, config: DecoderConfig, names: WeightMap, dtype: t
 
     def matrix(prefix: str, parts: tuple[str, ...], rows: tuple[int, ...], columns: int, bias: bool) -> DenseWeight:
         """Stack `parts` of so many `rows` each along the output axis and pack them."""
-        stacked = _stack([read(f"{prefix}{part}.weight", (n, columns)) for part, n in zip(parts, rows, strict=True)])
-        biases = [read(f"{prefix}{part}.bias", (n,)) for part, n in zip(parts, rows, strict=True)] if bias else None
-        return dense.load(stacked, _stack(biases) if biases else None)
+        weights = torch.empty((sum(rows), columns), dtype=dtype)
+        biases = torch.empty(sum(rows), dtype=dtype) if bias else None
+        for part, n, weight in zip(parts, rows, weights.split(list(rows)), strict=True):
+            read(f"{prefix}{part}.weight", (n, columns), weight)
+        if biases is not None:
+            for part, n, slot in zip(parts, rows, biases.split(list(rows)), strict=True):
+                read(f"{prefix}{part}.bias", (n,), slot)
+        return dense.load(weights, biases)
 
     layers = []
     for i in range(config.num_layers):
@@ -103,10 +111,6 @@ def load_decoder(folder: Path, config: DecoderConfig, names: WeightMap, dtype: t
     embedding = read(names.embedding, (config.vocab_size, hidden))
     head = embedding if config.tie_head else read(names.head, (config.vocab_size, hidden))
     return DecoderWeights(embedding, layers, read(names.final_norm, (hidden,)), dense.load(head))
-
-
-def _stack(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _read_into(path: Path, offset: int, buffer: Tensor) -> None:
