@@ -37,14 +37,16 @@ class RunGroup:
     def end(self) -> int:
         return self.start + self.batch * self.length
 
-    def mask(self, window: int | None, repeats: int, dtype: torch.dtype, first: int, stop: int) -> Tensor | None:
+    def mask(
+        self, window: int | None, repeats: int, dtype: torch.dtype, first: int, stop: int, width: int
+    ) -> Tensor | None:
         """What to add to the scores of queries first..stop: 0 where a query sees a key, -inf elsewhere, None if all.
 
-        [1, batch, repeats * (stop - first), context]: the rows of one run, once for each query head of a kv head.
+        [1, batch, repeats * (stop - first), width]: the rows of one run, once for each query head of a kv head.
         """
         key = (window, repeats, first)
         if key not in self.masks:
-            seen = self._seen(window, first, stop)
+            seen = self._seen(window, first, stop, width)
             if seen is None:
                 self.masks[key] = None
             else:
@@ -52,14 +54,17 @@ class RunGroup:
                 self.masks[key] = mask.repeat(1, repeats, 1).unsqueeze(0)
         return self.masks[key]
 
-    def _seen(self, window: int | None, first: int, stop: int) -> Tensor | None:
-        longest = max(self.contexts) - self.length + stop
-        if self.length == 1 and min(self.contexts) == longest and (window is None or longest <= window):
+    def width(self, stop: int, block_size: int) -> int:
+        """Cached tokens to score for queries before `stop`: whole blocks, so that the gathered matrix stays dense."""
+        return -(-(max(self.contexts) - self.length + stop) // block_size) * block_size
+
+    def _seen(self, window: int | None, first: int, stop: int, width: int) -> Tensor | None:
+        if self.length == 1 and min(self.contexts) == width and (window is None or width <= window):
             return None
         before = torch.tensor(self.contexts).unsqueeze(1) - self.length  # [batch, 1] tokens ahead of each run
         query = (before + torch.arange(first, stop)).unsqueeze(2)  # position of each query
-        key = torch.arange(longest)
-        seen = key <= query  # [batch, stop - first, context]
+        key = torch.arange(width)
+        seen = key <= query  # [batch, stop - first, width]
         if window is not None:
             seen &= key > query - window
         return seen
@@ -89,14 +94,14 @@ def paged_attention(
         mixed = out[group.start : group.end].view(batch, length, kv_heads, repeats, dim)
         for first in range(0, length, QUERY_ROWS):
             stop = min(first + QUERY_ROWS, length)
-            context = max(group.contexts) - length + stop
+            width = group.width(stop, block_size)
             # query heads of one kv head become rows of one matrix: [kv_heads, batch, repeats * rows, dim]
             rows = queries[:, first:stop].permute(2, 0, 3, 1, 4).reshape(kv_heads, batch, -1, dim)
-            scores = torch.matmul(rows * scale, k[:, :, :context].transpose(-1, -2))
-            mask = group.mask(window, repeats, q.dtype, first, stop)
+            scores = torch.matmul(rows * scale, k[:, :, :width].transpose(-1, -2))
+            mask = group.mask(window, repeats, q.dtype, first, stop, width)
             if mask is not None:
                 scores += mask
-            part = torch.matmul(torch.softmax(scores, dim=-1), v[:, :, :context])  # softmax sums in float32
+            part = torch.matmul(torch.softmax(scores, dim=-1), v[:, :, :width])  # softmax sums in float32
             part = part.view(kv_heads, batch, repeats, stop - first, dim)
             mixed[:, first:stop].copy_(part.permute(1, 3, 0, 2, 4))
     return out.flatten(1)
