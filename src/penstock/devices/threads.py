@@ -20,13 +20,16 @@ def usable_cores() -> int:
 def bind_threads(n: int | None = None) -> int:
     """Set the OpenMP environment; must run before torch is imported. Returns the number of threads.
 
-    Threads are bound to cores because unbound OpenMP loops stall for whole scheduler quanta as soon as another
-    process runs. What the user has set already stays.
+    Threads are bound to cores when they take every core this process may use: unbound OpenMP loops stall for whole
+    scheduler quanta as soon as another process runs. With fewer threads than cores they stay free, because two
+    processes would bind to the same first cores. What the user has set already stays.
     """
-    n = n or int(os.environ.get("OMP_NUM_THREADS", 0) or 0) or usable_cores()
+    cores = usable_cores()
+    n = n or int(os.environ.get("OMP_NUM_THREADS", 0) or 0) or cores
     os.environ["OMP_NUM_THREADS"] = str(n)
-    os.environ.setdefault("OMP_PROC_BIND", "true")
-    os.environ.setdefault("OMP_PLACES", "cores")
+    if n == cores > 1:
+        os.environ.setdefault("OMP_PROC_BIND", "true")
+        os.environ.setdefault("OMP_PLACES", "cores")
     return n
 
 

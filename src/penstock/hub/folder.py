@@ -28,7 +28,7 @@ def allowed_roots(folder: Path) -> list[Path]:
     root = folder.resolve()
     roots = [root]
     if root.parent.name == "snapshots":
-        roots.append(root.parent.parent / "blobs")
+        roots.append((root.parent.parent / "blobs").resolve())
     return roots
 
 

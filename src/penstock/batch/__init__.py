@@ -1,0 +1,1 @@
+"""Rows in, rows out: local generation over a file of prompts."""

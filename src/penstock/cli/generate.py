@@ -1,0 +1,178 @@
+"""`penstock generate`: a file of prompts through the engine of this process, resumable."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from penstock.cli.main import INTERRUPTED
+from penstock.cli.options import (
+    COUNT,
+    engine_options,
+    find_model,
+    input_path,
+    model_argument,
+    sampling_options,
+    source_options,
+)
+from penstock.cli.progress import duration
+from penstock.errors import ModelError, PartialResults
+
+if TYPE_CHECKING:
+    from penstock.batch.parameters import Parameters
+    from penstock.batch.results import ResultWriter
+    from penstock.batch.rows import Row
+    from penstock.hub.snapshot import Snapshot
+    from penstock.text.tokenizer import Tokenizer
+
+
+@dataclass
+class Summary:
+    """What a run did. Seconds are wall-clock; tokens are generated ones, rows of this run only."""
+
+    model: str
+    output: str
+    rows: int
+    done_before: int
+    done: int = 0
+    errors: int = 0
+    tokens: int = 0
+    load_seconds: float = 0.0
+    generate_seconds: float = 0.0
+    interrupted: bool = False
+
+    def line(self) -> str:
+        """The summary for people."""
+        earlier = f" ({self.done_before:,} of them by earlier runs)" if self.done_before else ""
+        rate = self.tokens / self.generate_seconds if self.generate_seconds else 0.0
+        return (
+            f"{self.done_before + self.done:,} of {self.rows:,} rows done{earlier}, {self.errors:,} with errors; "
+            f"{self.tokens:,} tokens, {rate:,.0f} tokens/s; "
+            f"load {duration(self.load_seconds)}, generation {duration(self.generate_seconds)}"
+        )
+
+    def end(self) -> None:
+        """Leave with the exit code of an incomplete run, if it is one."""
+        if self.interrupted:
+            print(f"interrupted; the same command continues {self.output}", file=sys.stderr)
+            raise click.exceptions.Exit(INTERRUPTED)
+        if self.errors:
+            raise PartialResults(
+                f"{self.errors:,} of {self.rows:,} rows ended in an error.",
+                f"Their `error` field in {self.output} says why.",
+                "--retry-errors runs them again.",
+            )
+
+
+@click.command(short_help="Generate for a file of prompts; a rerun resumes.")
+@model_argument
+@click.option("-i", "--input", "source", required=True, metavar="FILE", help="Prompts; - is stdin.")
+@click.option("-o", "--output", required=True, metavar="FILE", help="JSONL of results; - is stdout.")
+@click.option(
+    "--input-format",
+    type=click.Choice(["auto", "txt", "jsonl"]),
+    default="auto",
+    show_default=True,
+    help="txt: a prompt a line. jsonl: an object a line.",
+)
+@click.option("--max-new-tokens", type=COUNT, default=128, show_default=True, help="Tokens for a row, at most.")
+@sampling_options
+@click.option("--stop", multiple=True, metavar="TEXT", help="End a row at this text, which stays in it. Repeatable.")
+@click.option("--ignore-eos", is_flag=True, help="Go on to --max-new-tokens, whatever the model says.")
+@click.option("--overwrite", is_flag=True, help="Start again: lose what the output holds.")
+@click.option("--retry-errors", is_flag=True, help="Run the rows again that ended in an error.")
+@click.option("--json", "as_json", is_flag=True, help="The summary as one JSON line on stdout.")
+@source_options
+@engine_options
+def generate(model: str, source: str, output: str, as_json: bool, **options: Any) -> None:
+    """Generate text for every prompt of FILE with MODEL.
+
+    A .txt input has one prompt a line. A .jsonl input has one object a line with `prompt` or `prompt_token_ids`, and,
+    if wanted, `id` and parameters of its own: max_new_tokens, temperature, top_k, top_p, typical_p,
+    repetition_penalty, frequency_penalty, seed, stop, ignore_eos, do_sample, watermark. A row without an id gets its
+    line number.
+
+    The output has one object a line, in the order of completion: id, prompt, text, token_ids, finish_reason,
+    prompt_tokens, generated_tokens, and error if the row failed. Interrupted or killed, the same command goes on
+    where it stopped.
+    """
+    if as_json and output == "-":
+        raise click.UsageError("--json and --output - both write to stdout; leave one out.")
+    summary = run(model, input_path(source), input_path(output), options)
+    print(summary.line(), file=sys.stderr, flush=True)
+    if as_json:
+        import msgspec
+
+        click.echo(msgspec.json.encode(summary))
+    summary.end()
+
+
+def run(model: str, source: Path | None, output: Path | None, options: dict[str, Any]) -> Summary:
+    """Generate for all rows that the output lacks. Raises PenstockError; what is done by then stays."""
+    from penstock.batch.parameters import Parameters
+    from penstock.batch.record import make_record
+    from penstock.batch.results import ResultWriter
+    from penstock.batch.rows import RowFile
+    from penstock.hub.fingerprint import fingerprint
+    from penstock.text.tokenizer import load_tokenizer
+
+    snapshot = find_model(model, options["revision"], options["offline"])
+    with contextlib.closing(RowFile(source, options["input_format"])) as rows:
+        found = rows.check()
+        asked = {name: options[name] for name in Parameters.__struct_fields__ if name in options}
+        parameters = Parameters(**{**asked, "stop": list(options["stop"]) or None})
+        tokenizer = load_tokenizer(snapshot.path)
+        if tokenizer is None and found.text_line is not None:
+            raise ModelError(
+                f"The model {snapshot.name} has no tokenizer, but {rows.name} has text (line {found.text_line}).",
+                f"{snapshot.path} holds no tokenizer.json.",
+                "Give rows with prompt_token_ids, or copy the tokenizer's files into the folder.",
+            )
+        record = make_record(snapshot.name, fingerprint(snapshot.path), rows.name, found, parameters, options["dtype"])
+        writer = ResultWriter(output, record, overwrite=options["overwrite"], retry_errors=options["retry_errors"])
+        summary = Summary(model=snapshot.name, output=writer.name, rows=found.rows, done_before=len(writer.done))
+        with contextlib.closing(writer):
+            if summary.done_before < found.rows:
+                todo = (row for row in rows if str(row.id) not in writer.done)
+                _generate(snapshot, tokenizer, todo, parameters, writer, summary, options)
+            summary.done, summary.errors = writer.written, writer.errors
+    return summary
+
+
+def _generate(
+    snapshot: Snapshot,
+    tokenizer: Tokenizer | None,
+    rows: Iterable[Row],
+    parameters: Parameters,
+    writer: ResultWriter,
+    summary: Summary,
+    options: dict[str, Any],
+) -> None:
+    """The engine's part of a run: load, then step until all rows are written or somebody interrupts."""
+    from penstock.batch.interrupt import Interrupt
+    from penstock.batch.local import generate_rows
+    from penstock.cli.engine import start_engine
+    from penstock.cli.progress import RowProgress
+
+    if summary.done_before:
+        print(f"{summary.done_before:,} of {summary.rows:,} rows are done already", file=sys.stderr)
+    since = time.monotonic()
+    engine = start_engine(snapshot, options)
+    summary.load_seconds = time.monotonic() - since
+    since = time.monotonic()
+    with Interrupt() as interrupt, RowProgress(summary.rows, summary.done_before) as progress:
+        for step in generate_rows(engine, tokenizer, rows, parameters):
+            writer.write(step.results)
+            summary.tokens += step.tokens
+            progress.advance(len(step.results), step.tokens)
+            if interrupt.asked:
+                summary.interrupted = len(writer.done) + writer.written < summary.rows
+                break
+    summary.generate_seconds = time.monotonic() - since

@@ -1,0 +1,135 @@
+"""Options that several commands share, and what they become: a snapshot, an EngineConfig."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from penstock.engine.config import EngineConfig
+    from penstock.hub.snapshot import Snapshot
+
+F = TypeVar("F", bound=Callable[..., Any])
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+class FiniteFloat(click.ParamType):
+    """A float between two bounds; unlike click's range it refuses NaN and infinity."""
+
+    name = "number"
+
+    def __init__(self, low: float = -math.inf, high: float = math.inf, *, above_low: bool = False) -> None:
+        self.low, self.high, self.above_low = low, high, above_low
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number, or click's usage error naming the bounds."""
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            self.fail(f"{value!r} is not a number.", param, ctx)
+        bounded = self.low < number if self.above_low else self.low <= number
+        if not math.isfinite(number) or not bounded or number > self.high:
+            self.fail(f"{value} is out of bounds ({self._bounds()}).", param, ctx)
+        return number
+
+    def _bounds(self) -> str:
+        low = f"{'above' if self.above_low else 'at least'} {self.low:g}" if self.low > -math.inf else ""
+        high = f"at most {self.high:g}" if self.high < math.inf else ""
+        return ", ".join(bound for bound in (low, high) if bound) or "finite"
+
+
+class Whole(click.ParamType):
+    """A whole number between two bounds; unlike click's range it keeps the bounds out of --help."""
+
+    name = "number"
+
+    def __init__(self, low: int, high: int = 2**31 - 1) -> None:
+        self.low, self.high = low, high
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """The number, or click's usage error naming the bounds."""
+        if isinstance(value, bool | float):  # from a TOML file
+            self.fail(f"{value!r} is not a whole number.", param, ctx)
+        try:
+            number = int(value)
+        except (TypeError, ValueError):
+            self.fail(f"{value!r} is not a whole number.", param, ctx)
+        if not self.low <= number <= self.high:
+            self.fail(f"{number} is out of bounds (at least {self.low}, at most {self.high}).", param, ctx)
+        return number
+
+
+def stack(*decorators: Callable[[F], F]) -> Callable[[F], F]:
+    """Several options as one decorator, shown by --help in the order given."""
+
+    def apply(function: F) -> F:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return apply
+
+
+COUNT = Whole(1)
+SEED = Whole(0, 2**64 - 1)
+
+model_argument = click.argument("model")
+
+source_options = stack(
+    click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub model.  [default: main]"),
+    click.option("--offline", is_flag=True, help="Never ask the hub; use what is on this machine."),
+)
+
+engine_options = stack(
+    click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="Of weights and KV."),
+    click.option("--max-batch-size", type=COUNT, help="Sequences that run together.  [default: from memory]"),
+    click.option("--max-batch-total-tokens", type=COUNT, help="Tokens of KV memory.  [default: from memory]"),
+    click.option("--max-batch-prefill-tokens", type=COUNT, help="Tokens of one step.  [default: by processor]"),
+    click.option("--max-total-tokens", type=COUNT, help="Prompt and answer together.  [default: the model's]"),
+    click.option("--threads", type=COUNT, help="Processor threads.  [default: the cores that are ours]"),
+    click.option(
+        "--memory-fraction",
+        type=FiniteFloat(0, 1, above_low=True),
+        default=0.9,
+        show_default=True,
+        help="Share of the free memory that weights and KV may take.",
+    ),
+)
+
+sampling_options = stack(
+    click.option(
+        "--temperature",
+        type=FiniteFloat(0, 1e6),
+        help="Spread of the choice; 0 is greedy.  [default: greedy; 1 with --top-k, --top-p or --typical-p]",
+    ),
+    click.option("--top-k", type=Whole(0), help="Choose among the K likeliest; 0 is all."),
+    click.option("--top-p", type=FiniteFloat(0, 1, above_low=True), help="Choose among the likeliest that sum to P."),
+    click.option("--typical-p", type=FiniteFloat(0, 1, above_low=True), help="Locally typical sampling."),
+    click.option("--repetition-penalty", type=FiniteFloat(0, 1e6, above_low=True), help="1 is none."),
+    click.option("--frequency-penalty", type=FiniteFloat(-2, 2), help="0 is none."),
+    click.option("--seed", type=SEED, help="Of the random draws.  [default: 0]"),
+)
+
+
+def find_model(model: str, revision: str | None, offline: bool) -> Snapshot:
+    """The snapshot that the MODEL argument and the source options name."""
+    from penstock.hub.snapshot import resolve
+
+    return resolve(model, revision, offline=True if offline else None)
+
+
+def engine_config(snapshot: Snapshot, options: dict[str, Any]) -> EngineConfig:
+    """The EngineConfig of the engine options; `options` may hold others, which are left alone."""
+    from penstock.engine.config import EngineConfig
+
+    fields = {name: options[name] for name in EngineConfig.__struct_fields__ if options.get(name) is not None}
+    return EngineConfig(**{**fields, "model_path": str(snapshot.path), "model_name": snapshot.name})
+
+
+def input_path(value: str) -> Path | None:
+    """The path of an input or output argument; `-` (stdin or stdout) is None."""
+    return None if value == "-" else Path(value).expanduser()

@@ -1,0 +1,49 @@
+"""Token ids to text, a token at a time."""
+
+from __future__ import annotations
+
+import codecs
+
+from penstock.text.pieces import Pieces
+
+
+class Detokenizer:
+    """Incremental: the pieces that `push` returns, with `flush` at the end, join to the text of the whole.
+
+    A character cut in two comes out whole with its last token. `continues`: text precedes, so that a leading
+    space stays. Work per token is bounded by the token's own bytes.
+    """
+
+    def __init__(self, pieces: Pieces, continues: bool = False) -> None:
+        self._pieces = pieces
+        self._first = not continues
+        self._strip = 0 if continues else pieces.strip
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(pieces.errors)
+
+    def push(self, token_id: int) -> str:
+        """The text that a token completes; "" while a character waits for its rest."""
+        data = self._pieces.bytes_of(token_id, self._first)
+        if self._first and self._pieces.known(token_id):
+            self._first = False
+        return self._stripped(self._utf8.decode(data))
+
+    def flush(self) -> str:
+        """What is left at the end: U+FFFD for a character that never got whole, else ""."""
+        return self._stripped(self._utf8.decode(b"", final=True))
+
+    def _stripped(self, text: str) -> str:
+        # The strip counts characters of the whole text, so it may run over several tokens.
+        while self._strip and text:
+            if text[0] != self._pieces.strip_char:
+                self._strip = 0
+                break
+            text, self._strip = text[1:], self._strip - 1
+        return text
+
+
+def decode(pieces: Pieces, ids: list[int], continues: bool = False) -> str:
+    """The text of all ids at once."""
+    stream = Detokenizer(pieces, continues)
+    parts = [stream.push(i) for i in ids]
+    parts.append(stream.flush())
+    return "".join(parts)

@@ -1,0 +1,327 @@
+"""`penstock generate` as users run it: real processes, real signals, real full disks."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import signal
+import stat
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.process import check_error, command, environment, penstock
+
+FAST = ("--max-batch-size", "8", "--max-batch-total-tokens", "4096", "--threads", "1")
+Row = dict[str, Any]
+
+
+def write_rows(path: Path, *rows: Row) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def read_rows(path: Path) -> list[Row]:
+    text = path.read_bytes()
+    assert text == b"" or text.endswith(b"\n")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_greedy_rows_equal_transformers(tiny_llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("the quick brown fox\n\nseven wizards make\n")
+    done = penstock(
+        "generate", tiny_llama, "-i", "p.txt", "-o", "o.jsonl", "--max-new-tokens", "40", "--ignore-eos",
+        "--dtype", "float32", "--json", home=tmp_path, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    rows = read_rows(tmp_path / "o.jsonl")
+    assert sorted(row["id"] for row in rows) == [1, 3]
+    for row in rows:
+        ids = tokenizer(row["prompt"], return_tensors="pt").input_ids
+        with torch.inference_mode():
+            truth = model.generate(ids, max_new_tokens=40, min_new_tokens=40, do_sample=False)[0, ids.shape[1] :]
+        assert row["prompt_tokens"] == ids.shape[1]
+        assert row["token_ids"] == truth.tolist()
+        assert row["text"] == tokenizer.decode(truth, skip_special_tokens=True)
+        assert (row["finish_reason"], row["generated_tokens"]) == ("length", 40)
+    summary = json.loads(done.stdout)
+    assert (summary["rows"], summary["done"], summary["tokens"], summary["errors"]) == (2, 2, 80, 0)
+    assert summary["generate_seconds"] > 0
+    assert stat.S_IMODE((tmp_path / "o.jsonl").stat().st_mode) == 0o600
+    assert b"2 of 2 rows done" in done.stderr
+
+
+def test_rows_with_parameters_of_their_own(tiny_llama: Path, tmp_path: Path) -> None:
+    """Parameters, stop strings, seeds, token ids, and rows that cannot run beside rows that can."""
+    path = write_rows(
+        tmp_path / "r.jsonl",
+        {"id": "greedy", "prompt": "the lazy dog", "max_new_tokens": 24},
+        {"id": "seed1", "prompt": "the lazy dog", "temperature": 1.5, "seed": 1},
+        {"id": "seed1again", "prompt": "the lazy dog", "temperature": 1.5, "seed": 1},
+        {"id": "free1", "prompt": "the lazy dog", "temperature": 1.5},
+        {"id": "free2", "prompt": "the lazy dog", "temperature": 1.5},
+        {"id": "ids", "prompt_token_ids": [0, 17, 300], "max_new_tokens": 3},
+        {"id": "long", "prompt_token_ids": [5] * 600},
+        {"id": "outside", "prompt_token_ids": [512]},
+        {"id": "negative", "prompt": "x", "temperature": -1},
+        {"id": "nothing", "prompt": ""},
+        {"id": "zero", "prompt": "x", "max_new_tokens": 0},
+        {"id": "seed", "prompt": "x", "temperature": 1, "seed": 2**64},
+    )
+    args = ("generate", tiny_llama, "-i", path, "-o", tmp_path / "o.jsonl", "--max-new-tokens", "12", *FAST)
+    done = penstock(*args, home=tmp_path)
+    check_error(done, 6, "6 of 12 rows ended in an error", "--retry-errors")
+    rows = {row["id"]: row for row in read_rows(tmp_path / "o.jsonl")}
+    assert len(rows) == 12
+    assert rows["greedy"]["generated_tokens"] == 24
+    assert rows["seed1"]["token_ids"] == rows["seed1again"]["token_ids"] != rows["greedy"]["token_ids"][:12]
+    assert rows["free1"]["token_ids"] != rows["free2"]["token_ids"]
+    assert (rows["ids"]["prompt"], rows["ids"]["prompt_tokens"], rows["ids"]["generated_tokens"]) == (None, 3, 3)
+    words = {
+        "long": "tokens",
+        "outside": "token id 512",
+        "negative": "`temperature`",
+        "nothing": "empty",
+        "zero": "`max_new_tokens`",
+        "seed": "`seed`",
+    }
+    for name, word in words.items():
+        assert rows[name]["finish_reason"] == "error"
+        assert word in rows[name]["error"]
+
+    text = rows["greedy"]["text"]
+    stop = text[8:11]
+    path = write_rows(tmp_path / "s.jsonl", {"prompt": "the lazy dog", "stop": stop})
+    args = ("generate", tiny_llama, "-i", path, "-o", "-", "--max-new-tokens", "24", *FAST)
+    done = penstock(*args, home=tmp_path)
+    assert done.returncode == 0, done.stderr.decode()
+    row = json.loads(done.stdout)
+    assert row["finish_reason"] == "stop_sequence"
+    assert row["text"] == text[: text.index(stop) + len(stop)]
+
+
+def test_retry_errors_and_another_runs_output(tiny_llama: Path, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "r.jsonl", {"prompt": "a"}, {"prompt": "b", "max_new_tokens": 4000})
+    args = ["generate", tiny_llama, "-i", path, "-o", tmp_path / "o.jsonl", "--max-new-tokens", "3", *FAST]
+    first = penstock(*args, home=tmp_path)
+    again = penstock(*args, home=tmp_path)
+    retried = penstock(*args, "--retry-errors", home=tmp_path)
+    for done, earlier in ((first, b""), (again, b"2 of them by earlier runs"), (retried, b"1 of them by")):
+        check_error(done, 6, "1 of 2 rows ended in an error")
+        assert earlier in done.stderr
+    assert b"load 0.0 s" in again.stderr  # nothing to do: the model was not loaded
+    assert sorted(row["id"] for row in read_rows(tmp_path / "o.jsonl")) == [1, 2]
+    other = penstock(*args[:-1], "2", home=tmp_path)  # threads do not change the text
+    check_error(other, 6, "1 of 2 rows ended in an error")
+    check_error(penstock(*args, "--temperature", "1", home=tmp_path), 2, "another run", "temperature: None, now 1.0")
+
+
+def test_a_model_without_tokenizer_takes_token_ids(tiny_llama: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        os.link(tiny_llama / name, bare / name)
+    ids = write_rows(tmp_path / "ids.jsonl", {"prompt_token_ids": [0, 5, 9]}, {"prompt_token_ids": [7], "stop": "x"})
+    done = penstock("generate", bare, "-i", ids, "-o", "-", "--max-new-tokens", "4", *FAST, home=tmp_path)
+    check_error(done, 6, "1 of 2 rows")
+    rows = {row["id"]: row for row in map(json.loads, done.stdout.splitlines())}
+    assert (rows[1]["text"], rows[1]["generated_tokens"]) == (None, 4)
+    assert "no tokenizer" in rows[2]["error"]
+    text = write_rows(tmp_path / "text.jsonl", {"prompt_token_ids": [0]}, {"prompt": "hello"})
+    done = penstock("generate", bare, "-i", text, "-o", tmp_path / "o", home=tmp_path)
+    check_error(done, 4, "no tokenizer", "line 2", "prompt_token_ids")
+    assert not (tmp_path / "o").exists()
+
+
+def long_run(tiny_llama: Path, folder: Path, rows: int = 300) -> list[str]:
+    """The arguments of a run that takes some seconds; each row's text is its own."""
+    rng = random.Random(5)
+    words = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "seven", "wizards", "toxic"]
+    path = write_rows(
+        folder / "long.jsonl",
+        *({"id": f"r{i}", "prompt": " ".join(rng.choices(words, k=rng.randrange(2, 12)))} for i in range(rows)),
+    )
+    return ["generate", str(tiny_llama), "-i", str(path), "--max-new-tokens", "48", "--ignore-eos", *FAST]
+
+
+@pytest.fixture(scope="module")
+def truth(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Row]:
+    """What an undisturbed run of `long_run` makes."""
+    folder = tmp_path_factory.mktemp("truth")
+    done = penstock(*long_run(tiny_llama, folder), "-o", folder / "o.jsonl", home=folder)
+    assert done.returncode == 0, done.stderr.decode()
+    rows = read_rows(folder / "o.jsonl")
+    assert len(rows) == 300
+    return {row["id"]: row for row in rows}
+
+
+def wait_for_rows(path: Path, count: int, process: subprocess.Popen[bytes]) -> None:
+    until = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < until:
+        if path.exists() and path.read_bytes().count(b"\n") >= count:
+            return
+        time.sleep(0.005)
+
+
+def test_kill_nine_loses_doubles_and_tears_nothing(tiny_llama: Path, tmp_path: Path, truth: dict[str, Row]) -> None:
+    """Killed again and again at random moments; each time the same command goes on. At the end every row is there
+    exactly once, with the tokens of the undisturbed run."""
+    args = [*long_run(tiny_llama, tmp_path), "-o", str(tmp_path / "o.jsonl")]
+    output, rng, kills, before = tmp_path / "o.jsonl", random.Random(11), 0, 0
+    for _ in range(12):
+        process = subprocess.Popen(command(*args), env=environment(tmp_path), stderr=subprocess.PIPE)
+        wait_for_rows(output, before + rng.randrange(1, 90), process)
+        time.sleep(rng.random() * 0.05)
+        process.kill()
+        process.communicate()
+        kills += process.returncode == -signal.SIGKILL
+        before = output.read_bytes().count(b"\n")
+        if process.returncode == 0:
+            break
+    else:
+        done = penstock(*args, home=tmp_path)
+        assert done.returncode == 0, done.stderr.decode()
+    assert kills >= 4
+    rows = read_rows(output)
+    assert len(rows) == len(truth)
+    assert {row["id"]: row for row in rows} == truth
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_keeps_what_is_done(
+    tiny_llama: Path, tmp_path: Path, truth: dict[str, Row], number: signal.Signals
+) -> None:
+    args = [*long_run(tiny_llama, tmp_path), "-o", str(tmp_path / "o.jsonl")]
+    output = tmp_path / "o.jsonl"
+    process = subprocess.Popen(command(*args), env=environment(tmp_path), stderr=subprocess.PIPE)
+    wait_for_rows(output, 10, process)
+    since = time.monotonic()
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=30)
+    assert time.monotonic() - since < 3
+    assert process.returncode == 130
+    assert b"the same command continues" in stderr
+    assert b"Traceback" not in stderr
+    rows = read_rows(output)
+    assert 10 <= len(rows) < 300
+    assert all(row == truth[row["id"]] for row in rows)
+
+
+def test_ctrl_c_while_the_model_loads(tiny_llama: Path, tmp_path: Path) -> None:
+    args = [*long_run(tiny_llama, tmp_path), "-o", str(tmp_path / "o.jsonl")]
+    for seconds in (0.0, 0.15, 0.3, 0.6):
+        (tmp_path / "o.jsonl").unlink(missing_ok=True)
+        process = subprocess.Popen(command(*args), env=environment(tmp_path), stderr=subprocess.PIPE)
+        wait_for_rows(tmp_path / "o.jsonl", 0, process)  # the output is open, so the loading has begun
+        time.sleep(seconds)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=3)
+        assert process.returncode == 130
+        assert b"interrupted" in stderr
+        assert b"Traceback" not in stderr
+
+
+def test_a_full_disk_keeps_what_is_done(tiny_llama: Path, tmp_path: Path, truth: dict[str, Row]) -> None:
+    """The kernel stops the file's growth at 40 kB; with room again the same command completes it."""
+    args = [*long_run(tiny_llama, tmp_path), "-o", str(tmp_path / "o.jsonl")]
+    done = subprocess.run(
+        command(*args),
+        env=environment(tmp_path),
+        capture_output=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, resource.RLIM_INFINITY)),
+        check=False,
+        timeout=60,
+    )
+    rows = read_rows(tmp_path / "o.jsonl")
+    assert 0 < len(rows) < 300
+    check_error(done, 6, "File too large", f"{len(rows)} of 300 rows are done and stay", "same command")
+    again = penstock(*args, home=tmp_path)
+    assert again.returncode == 0, again.stderr.decode()
+    rows = read_rows(tmp_path / "o.jsonl")
+    assert len(rows) == 300
+    assert {row["id"]: row for row in rows} == truth
+
+
+def test_a_device_without_space(tiny_llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("one\ntwo\n")
+    done = penstock("generate", tiny_llama, "-i", tmp_path / "p.txt", "-o", "/dev/full", *FAST, home=tmp_path)
+    check_error(done, 6, "No space left on device", "0 of 2 rows")
+
+
+def test_stdin_to_stdout_and_a_reader_that_leaves(tiny_llama: Path, tmp_path: Path) -> None:
+    args = ("generate", tiny_llama, "-i", "-", "-o", "-", "--max-new-tokens", "2", *FAST)
+    done = penstock(*args, home=tmp_path, stdin=b'{"prompt": "one"}\n{"prompt": "two", "id": "b"}\n')
+    assert done.returncode == 0, done.stderr.decode()
+    assert {json.loads(line)["id"] for line in done.stdout.splitlines()} == {1, "b"}
+    process = subprocess.Popen(
+        command(*args), env=environment(tmp_path), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    _, stderr = process.communicate(b"one\ntwo\n", timeout=60)
+    assert process.returncode == 1
+    assert b"Traceback" not in stderr
+    assert b"Error" not in stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code", "words"),
+    [
+        ("bad.jsonl", b'{"prompt": "x"}\n{"prompt": }\n', 2, ["bad.jsonl, line 2", "malformed"]),
+        ("bad.txt", b"fine\nbad \xff byte\n", 2, ["bad.txt, line 2", "not UTF-8"]),
+        ("gone.txt", None, 3, ["gone.txt", "does not exist"]),
+        ("empty.txt", b"\n", 2, ["holds no prompts"]),
+    ],
+)
+def test_bad_inputs_fail_before_the_model_is_loaded(
+    tiny_llama: Path, tmp_path: Path, name: str, content: bytes | None, code: int, words: list[str]
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    since = time.monotonic()
+    done = penstock("generate", tiny_llama, "-i", tmp_path / name, "-o", tmp_path / "o", home=tmp_path)
+    assert time.monotonic() - since < 3
+    check_error(done, code, *words)
+    assert not (tmp_path / "o").exists()
+
+
+def test_weights_that_are_not_numbers(tiny_llama: Path, tmp_path: Path) -> None:
+    """Rows that the engine cannot compute end in an error each; no traceback, and nothing hangs."""
+    bad = tmp_path / "nan"
+    bad.mkdir()
+    for file in tiny_llama.iterdir():
+        (bad / file.name).write_bytes(file.read_bytes())
+    weights = load_file(bad / "model.safetensors")
+    weights["model.norm.weight"].fill(np.nan)
+    save_file(weights, bad / "model.safetensors")
+    (tmp_path / "p.txt").write_text("hello\nfox\n")
+    done = penstock("generate", bad, "-i", tmp_path / "p.txt", "-o", tmp_path / "o.jsonl", *FAST, home=tmp_path)
+    check_error(done, 6, "2 of 2 rows ended in an error")
+    assert all("not numbers" in row["error"] for row in read_rows(tmp_path / "o.jsonl"))
+
+
+def test_bad_models(tiny_llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("hello\n")
+    (tmp_path / "nomodel").mkdir()
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in tiny_llama.iterdir():
+        (broken / file.name).write_bytes(file.read_bytes()[: 5000 if file.suffix == ".safetensors" else None])
+
+    def run(model: Path | str) -> subprocess.CompletedProcess[bytes]:
+        return penstock("generate", model, "-i", tmp_path / "p.txt", "-o", "-", home=tmp_path)
+
+    check_error(run("nosuchmodel"), 4, "no model 'nosuchmodel'")
+    check_error(run(tmp_path / "nomodel"), 4, "no config.json", "empty")
+    check_error(run(broken), 4, "model.safetensors", "cut short")
