@@ -37,6 +37,17 @@ def test_equals_transformers(tools: list[dict[str, object]] | None, prompt: bool
     assert [ours] == expected
 
 
+def test_harmless_arithmetic_and_formats_pass() -> None:
+    source = (
+        "{{ 'a' ~ 1 ~ none }}{{ '%05d' % 7 }}{{ '%s!' | format('x') }}{{ '{:>4}'.format('z') }}{{ 'ab'.center(4) }}"
+    )
+    source += (
+        "{{ 3 * 4 + 2 ** 5 - 7 % 4 }}{{ [1] + [2] }}{{ 'ab' * 2 }}{{ 'x' | indent(2, true) }}{{ 'q' | center(3) }}"
+    )
+    text = ChatTemplate(source, None, None).render(TALK)
+    assert text == "a1None00007x!   z ab 41[1, 2]abab  x q "
+
+
 def test_loop_controls_generation_blocks_and_time() -> None:
     source = (
         "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}"
@@ -82,6 +93,15 @@ HOSTILE = [
     "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     "{% include '/etc/passwd' %}",
     "{{ 1 // 0 }}",
+    "{% set a = 'aaaaaaaaaa' %}" + "{% set a = a + a %}" * 40 + "{{ a | length }}",
+    "{% set a = 'aaaaaaaaaa' %}" + "{% set a = a ~ a %}" * 40 + "{{ a | length }}",
+    "{% set a = 10 %}" + "{% set a = a * a %}" * 40 + "{{ a }}",
+    "{% set a = 10 %}" + "{% set a = a ** 60 %}" * 9 + "{{ a }}",
+    "{{ 'a'.ljust(1000000000) }}",
+    "{{ 'a' | center(1000000000) }}",
+    "{{ 'a' | indent(1000000000, true) }}",
+    "{{ '%1000000000d' | format(1) }}",
+    "{{ '{:1000000000}'.format(1) }}",
     "{{ lipsum.__globals__ }}",
     "{{ messages | map(attribute='__class__') | list }}{{ messages[0] | attr('__class__') | string + 1 }}",
 ]

@@ -1,123 +1,25 @@
-"""A conversation to a prompt, by the model's own template, in a sandbox.
+"""A conversation to a prompt, by the model's own template.
 
-The templates come with checkpoints, so they are code from strangers: they run without access to Python's
-insides, with capped loops and output and a deadline of a second, on a thread of their own.
+The templates come with checkpoints, so they are code from strangers: they run in a sandbox, with a second to finish.
 """
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
-from typing import Any, NoReturn
+from typing import Any
 
 import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from penstock.errors import InvalidRequest
+from penstock.text.sandbox import MAX_OUTPUT, SECONDS, Raised, Sandbox, cap
 
-MAX_RANGE = 100_000
-MAX_OUTPUT = 4 * 1024 * 1024  # characters
-MAX_REPEAT = 1024 * 1024  # length of a string or list made by `*`
-SECONDS = 1.0
 _TEMPLATE_FILE = "<template>"  # the name jinja gives to code from a string
 
 
 class TemplateFailure(InvalidRequest):
-    """The conversation does not fit the template, or the template is broken.
-
-    The text is what the client sees.
-    """
-
-
-class _Raised(jinja2.TemplateError):
-    """`raise_exception(message)` in a template."""
-
-
-class _Generation(Extension):
-    """`{% generation %}` marks the assistant's words for training; here it only holds its body."""
-
-    tags = {"generation"}  # noqa: RUF012 (jinja's interface)
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """Every call and look-up of a template passes here: the place for its deadline."""
-
-    intercepted_binops = frozenset(["*", "**", "%"])
-
-    def __init__(self) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
-        self.deadline = 0.0
-        self.globals.update(range=_range, raise_exception=_raise, strftime_now=_now)
-        self.globals.pop("lipsum", None)
-        self.filters["tojson"] = _tojson
-
-    def _check(self) -> None:
-        if time.monotonic() > self.deadline:
-            raise _Raised(f"the template ran for more than {SECONDS:g} s")
-
-    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        __self._check()
-        return super().call(__context, __obj, *args, **kwargs)
-
-    def getattr(self, obj: Any, attribute: str) -> Any:
-        self._check()
-        return super().getattr(obj, attribute)
-
-    def getitem(self, obj: Any, argument: Any) -> Any:
-        self._check()
-        return super().getitem(obj, argument)
-
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        self._check()
-        if operator == "*":
-            for value, count in ((left, right), (right, left)):
-                if isinstance(value, str | list | tuple) and isinstance(count, int):
-                    _cap(len(value) * count, MAX_REPEAT, "a repetition")
-        if operator == "**" and isinstance(right, int | float):
-            _cap(abs(right), 64, "an exponent")
-        if operator == "%" and isinstance(left, str):
-            raise _Raised("formatting with % is not allowed in a template")
-        return super().call_binop(context, operator, left, right)
-
-
-def _cap(value: float, limit: int, name: str) -> None:
-    if value > limit:
-        raise _Raised(f"{name} is larger than {limit}")
-
-
-def _range(*args: int) -> range:
-    found = range(*args)
-    _cap(len(found), MAX_RANGE, "a range")
-    return found
-
-
-def _raise(message: object) -> NoReturn:
-    raise _Raised(str(message))
-
-
-def _now(pattern: str) -> str:
-    return datetime.now().astimezone().strftime(pattern)
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """As transformers does it: plain JSON, nothing escaped for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    """The conversation does not fit the template, or the template is broken. Clients see the text."""
 
 
 class ChatTemplate:
@@ -130,15 +32,15 @@ class ChatTemplate:
         self._local = threading.local()  # a sandbox per thread: its deadline belongs to one rendering
         self._compiled()
 
-    def _compiled(self) -> tuple[_Sandbox, jinja2.Template]:
+    def _compiled(self) -> tuple[Sandbox, jinja2.Template]:
         """This thread's sandbox, and the template compiled in it."""
         if not hasattr(self._local, "pair"):
-            sandbox = _Sandbox()
+            sandbox = Sandbox()
             self._local.pair = sandbox, self._compile(sandbox)
-        pair: tuple[_Sandbox, jinja2.Template] = self._local.pair
+        pair: tuple[Sandbox, jinja2.Template] = self._local.pair
         return pair
 
-    def _compile(self, sandbox: _Sandbox) -> jinja2.Template:
+    def _compile(self, sandbox: Sandbox) -> jinja2.Template:
         try:
             return sandbox.from_string(self._source)
         except jinja2.TemplateSyntaxError as error:
@@ -179,16 +81,16 @@ class ChatTemplate:
         return text
 
     @staticmethod
-    def _run(generate: Callable[[], Any], sandbox: _Sandbox) -> str:
+    def _run(generate: Callable[[], Any], sandbox: Sandbox) -> str:
         parts: list[str] = []
         size = 0
         try:
             for part in generate():
-                sandbox._check()
+                sandbox.check()
                 size += len(part)
-                _cap(size, MAX_OUTPUT, "the output")
+                cap(size, MAX_OUTPUT, "the output")
                 parts.append(part)
-        except _Raised as error:
+        except Raised as error:
             raise TemplateFailure(f"syntax error: {error.message} (in <string>:{_line(error)})") from error
         except jinja2.UndefinedError as error:
             raise TemplateFailure(f"undefined value (in <string>:{_line(error)})") from error

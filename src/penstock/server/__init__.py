@@ -1,0 +1,1 @@
+"""The HTTP server: native (TGI) and OpenAI routes over one engine."""

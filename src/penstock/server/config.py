@@ -1,0 +1,45 @@
+"""What the server is told at its start."""
+
+from __future__ import annotations
+
+import msgspec
+
+from penstock.engine.config import EngineConfig
+
+
+class ServeConfig(msgspec.Struct, frozen=True):
+    """Options of one server. Sizes are bytes, times seconds; the engine's own options are in `engine`.
+
+    model: what the user named (resolved to `engine.model_path` at start). port 0: a free one. uds: a unix
+    socket's path, which then replaces host and port. api_key_file: the file that holds the key; None makes a
+    key.
+    """
+
+    model: str
+    engine: EngineConfig
+    revision: str | None = None
+    served_model_name: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 3000
+    uds: str | None = None
+    api_key_file: str | None = None
+    auth: bool = True
+    allow_hosts: tuple[str, ...] = ()
+    cors_allow_origin: tuple[str, ...] = ()
+    max_concurrent_requests: int = 128
+    max_best_of: int = 2
+    max_stop_sequences: int = 4
+    max_top_n_tokens: int = 5
+    max_client_batch_size: int = 4
+    payload_limit: int = 2_000_000
+    validation_workers: int = 2
+    enable_prefill_logprobs: bool = False
+    drain_seconds: float = 25.0
+    keep_alive_seconds: float = 15.0  # a silent stream gets a comment that often
+    body_seconds: float = 30.0  # longest silence while a body arrives
+    json_ready: bool = False  # one JSON line on stdout when ready
+
+    @property
+    def name(self) -> str:
+        """The name that clients see."""
+        return self.served_model_name or self.engine.model_name or self.model

@@ -1,0 +1,192 @@
+"""One HTTP request and its answer, on bare ASGI."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+
+from penstock.server.refusal import Refusal, incomplete_stream
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Header = tuple[bytes, bytes]
+
+JSON_TYPE = b"application/json"
+EVENT_STREAM = b"text/event-stream"
+COMMENT = b":\n\n"
+DONE = b"data: [DONE]\n\n"  # ends streams under /v1/
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+_JSON_CONTENT = re.compile(rb"application/(json|[^;]+\+json)\s*(;.*)?", re.IGNORECASE)
+
+
+class ClientLeft(Exception):
+    """The client is gone before its request was whole."""
+
+
+class Exchange:
+    """A request and the means to answer it. `client` is what the guard found out about the sender.
+
+    salt: separates the prefix cache of one key's user from another's.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._receive, self._send = receive, send
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.headers: list[Header] = scope["headers"]
+        self.salt: bytes = scope.get("penstock.salt", b"")
+        self.extra_headers: list[Header] = scope.get("penstock.headers", [])
+        given = self.header(b"x-request-id")
+        known = given is not None and _REQUEST_ID.fullmatch(given)
+        self.request_id = given if given is not None and known else secrets.token_hex(16).encode()
+        self.started = False
+        self.finished = False
+        self._last_write = 0.0
+
+    def header(self, name: bytes) -> bytes | None:
+        """The first header of that (lower case) name."""
+        return next((value for key, value in self.headers if key == name), None)
+
+    @property
+    def openai(self) -> bool:
+        """Whether errors have OpenAI's shape here."""
+        return self.path.startswith("/v1/")
+
+    async def body(self, limit: int, silence: float) -> bytes:
+        """The JSON body, its bytes counted while they arrive.
+
+        limit: bytes; silence: seconds that the client may pause. Raises Refusal 415, 413 or 408.
+        """
+        if not _JSON_CONTENT.fullmatch(self.header(b"content-type") or b""):
+            raise Refusal(415, "Expected request with `Content-Type: application/json`", plain=True)
+        too_long = Refusal(413, "Failed to buffer the request body: length limit exceeded", plain=True)
+        declared = self.header(b"content-length")
+        if declared is not None and declared.isdigit() and int(declared[:20]) > limit:
+            raise too_long
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            try:
+                async with asyncio.timeout(silence):
+                    message = await self._receive()
+            except TimeoutError:
+                raise Refusal(408, "The request body did not arrive in time", plain=True) from None
+            if message["type"] == "http.disconnect":
+                raise ClientLeft
+            part = message.get("body", b"")
+            size += len(part)
+            if size > limit:
+                raise too_long
+            parts.append(part)
+            if not message.get("more_body", False):
+                return b"".join(parts)
+
+    async def while_connected(self, work: Awaitable[None]) -> bool:
+        """Do the work; stop it, with CancelledError inside it, as soon as the client leaves.
+
+        Call it after the body has been read. False when the client left.
+        """
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("an exchange needs a task")
+        gone = done = False
+
+        async def watch() -> None:
+            nonlocal gone
+            while (await self._receive())["type"] != "http.disconnect":
+                pass
+            if not done and not self.finished:
+                gone = True
+                task.cancel()
+
+        watcher = asyncio.create_task(watch())
+        try:
+            await work
+        except asyncio.CancelledError:
+            if not gone:
+                raise
+            task.uncancel()
+        finally:
+            done = True
+            watcher.cancel()
+        return not gone
+
+    async def answer(self, status: int, body: bytes, content_type: bytes = b"", headers: Sequence[Header] = ()) -> None:
+        """The whole answer at once."""
+        await self._start(status, content_type, [(b"content-length", str(len(body)).encode()), *headers])
+        self.finished = True
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def answer_json(self, value: object, headers: Sequence[Header] = ()) -> None:
+        """200 and a value as compact JSON."""
+        await self.answer(200, msgspec.json.encode(value), JSON_TYPE, headers)
+
+    async def refuse(self, refusal: Refusal) -> None:
+        """The refusal as this route's family spells it; as an event when the answer is already streaming."""
+        if self.finished:
+            return
+        if self.started:
+            if refusal.error_type == "incomplete_generation":
+                refusal = incomplete_stream()
+            await self.event(refusal.openai() if self.openai else refusal.native())
+            if self.openai:
+                await self.write(DONE)
+            await self.end()
+            return
+        content_type, body = refusal.body(self.openai)
+        headers = refusal.headers()
+        if refusal.status == 408:
+            headers.append((b"connection", b"close"))  # the rest of the body may never come
+        await self.answer(refusal.status, body, content_type, headers)
+
+    async def start_events(self, headers: list[Header]) -> None:
+        """200 and the headers of a stream of server-sent events."""
+        stream = [(b"cache-control", b"no-cache"), *headers, (b"x-accel-buffering", b"no")]
+        await self._start(200, EVENT_STREAM, stream)
+
+    async def event(self, *values: object) -> None:
+        """Send events, all in one write."""
+        await self.write(b"".join(b"data: %b\n\n" % msgspec.json.encode(value) for value in values))
+
+    async def write(self, data: bytes) -> None:
+        """Send bytes of a stream as they are."""
+        self._last_write = asyncio.get_running_loop().time()
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end(self) -> None:
+        """End a stream."""
+        self.finished = True
+        await self._send({"type": "http.response.body", "body": b""})
+
+    @contextmanager
+    def kept_alive(self, seconds: float) -> Iterator[None]:
+        """Meanwhile send a comment whenever the stream has been silent for that long."""
+        task = asyncio.create_task(self._comment(seconds))
+        try:
+            yield
+        finally:
+            task.cancel()
+
+    async def _comment(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            rest = self._last_write + seconds - loop.time()
+            if rest <= 0:
+                await self.write(COMMENT)
+            else:
+                await asyncio.sleep(rest)
+
+    async def _start(self, status: int, content_type: bytes, headers: list[Header]) -> None:
+        self.started = True
+        self._last_write = asyncio.get_running_loop().time()
+        first = [(b"content-type", content_type)] if content_type else []
+        identity = [(b"x-request-id", self.request_id), *self.extra_headers]
+        await self._send({"type": "http.response.start", "status": status, "headers": [*first, *headers, *identity]})

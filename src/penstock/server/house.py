@@ -1,0 +1,103 @@
+"""What the routes share: the engine, the tokenizer, the limits, the counters."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from penstock.engine.client import EngineClient
+from penstock.engine.request import EngineRequest, Limits, validate
+from penstock.errors import InvalidRequest
+from penstock.server.config import ServeConfig
+from penstock.server.limits import Permits, Presence
+from penstock.server.metrics import Metrics
+from penstock.server.refusal import invalid, template_error
+from penstock.text.chat_template import ChatTemplate, TemplateFailure
+from penstock.text.tokenizer import Tokenizer
+
+INLINE_CHARACTERS = 4096  # longer texts are tokenized on a thread, so that the event loop stays free
+
+
+class House:
+    """Everything that answering a request needs. One per server."""
+
+    def __init__(
+        self,
+        config: ServeConfig,
+        engine: EngineClient,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
+        revision: str | None = None,
+    ) -> None:
+        self.config, self.engine, self.tokenizer, self.template = config, engine, tokenizer, template
+        self.revision = revision
+        self.draining = False
+        self.permits = Permits(config.max_concurrent_requests)
+        self.presence = Presence()
+        self.metrics = Metrics(engine.limits, engine)
+        self._workers = ThreadPoolExecutor(config.validation_workers, thread_name_prefix="text")
+        self._renderers = ThreadPoolExecutor(config.validation_workers, thread_name_prefix="template")
+
+    @property
+    def limits(self) -> Limits:
+        """What the loaded model allows."""
+        return self.engine.limits
+
+    @property
+    def ready(self) -> bool:
+        """Whether new requests are taken."""
+        return self.engine.healthy and not self.draining
+
+    async def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        """The prompt's token ids."""
+        if len(text) <= INLINE_CHARACTERS:
+            return self.tokenizer.encode(text, add_special_tokens)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._workers, self.tokenizer.encode, text, add_special_tokens)
+
+    async def encode_offsets(self, text: str) -> list[tuple[int, str, int, int]]:
+        """(id, text, start, stop) of each token; see Tokenizer."""
+        if len(text) <= INLINE_CHARACTERS:
+            return self.tokenizer.encode_offsets(text)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._workers, self.tokenizer.encode_offsets, text)
+
+    async def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The conversation as the model's prompt. Raises Refusal 422."""
+        if self.template is None:
+            raise template_error("template not found")
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._renderers, self.template.render, messages)
+        except TemplateFailure as failure:
+            raise template_error(failure.what) from None
+
+    def room(self, prompt_tokens: int, max_new_tokens: int | None) -> int:
+        """How many tokens to generate: as asked, or what fits. Raises Refusal 422 when they do not fit."""
+        total, largest = self.limits.max_total_tokens, self.limits.max_input_tokens
+        wanted = max(total - prompt_tokens, 0) if max_new_tokens is None else max_new_tokens
+        if prompt_tokens + wanted > total:
+            raise invalid(
+                f"`inputs` tokens + `max_new_tokens` must be <= {total}. "
+                f"Given: {prompt_tokens} `inputs` tokens and {wanted} `max_new_tokens`"
+            )
+        if prompt_tokens > largest or wanted == 0:
+            raise invalid(f"`inputs` must have less than {largest} tokens. Given: {prompt_tokens}")
+        return wanted
+
+    def check(self, request: EngineRequest) -> None:
+        """The engine's own checks, made here too so that their failure is a real status.
+
+        Raises Refusal 422.
+        """
+        try:
+            validate(request, self.limits)
+        except InvalidRequest as error:
+            raise invalid(error.what) from None
+
+    def close(self) -> None:
+        """Let the threads go."""
+        self._workers.shutdown(wait=False, cancel_futures=True)
+        self._renderers.shutdown(wait=False, cancel_futures=True)

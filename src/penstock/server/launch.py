@@ -1,0 +1,225 @@
+"""A server's life: take the port, start the engine, open the door, drain, leave."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import signal
+import socket
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from penstock.engine.client import EngineClient
+from penstock.engine.request import Stage
+from penstock.errors import ModelError
+from penstock.hub.snapshot import Snapshot, resolve
+from penstock.server import announce, listen
+from penstock.server.config import ServeConfig
+from penstock.server.exchange import Exchange, Receive, Scope, Send
+from penstock.server.guard import App, Guard, is_loopback
+from penstock.server.key import Keys, make_key, read_keys
+from penstock.server.listen import Listener
+from penstock.server.refusal import unhealthy
+
+if TYPE_CHECKING:
+    from penstock.server.house import House
+    from penstock.text.chat_template import ChatTemplate
+    from penstock.text.tokenizer import Tokenizer
+
+INTERRUPTED = 130
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def serve(config: ServeConfig, offline: bool | None = None) -> int:
+    """Serve until a signal ends it. Returns the exit code; raises PenstockError for what goes wrong."""
+    _set_process_limits()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the loop takes over: ends like Ctrl-C
+    listener = listen.bind(config)
+    try:
+        began = time.monotonic()
+        snapshot = resolve(config.model, config.revision, offline=offline)
+        announce.stage(Stage("resolve", str(snapshot.path), time.monotonic() - began))
+        listener.listen()
+        engine = msgspec.structs.replace(config.engine, model_path=str(snapshot.path), model_name=snapshot.name)
+        config = msgspec.structs.replace(config, engine=engine)
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(Launch(config, snapshot, listener, began).run())
+    finally:
+        listener.close()
+
+
+class Door:
+    """What stands behind the guard: until the model is loaded it says that the server is not ready."""
+
+    def __init__(self) -> None:
+        self.app: App | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.app is not None:
+            await self.app(scope, receive, send)
+        else:
+            await Exchange(scope, receive, send).refuse(unhealthy())
+
+
+class Launch:
+    """One run of the server."""
+
+    def __init__(self, config: ServeConfig, snapshot: Snapshot, listener: Listener, began: float) -> None:
+        """began: the moment of the command, on the monotonic clock."""
+        self._config, self._snapshot, self._listener, self._began = config, snapshot, listener, began
+        self._engine = EngineClient(config.engine, announce.stage)
+        self._stop = asyncio.Event()
+        self._keys: Keys | None = None
+
+    async def run(self) -> int:
+        """Start, serve, drain. Returns the exit code."""
+        loop = asyncio.get_running_loop()
+        for number in SIGNALS:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup's wish holds
+                loop.add_signal_handler(number, self._signalled)
+        if self._config.auth:
+            path = self._config.api_key_file
+            self._keys = make_key() if path is None else read_keys(path)
+        try:
+            return await self._run()
+        finally:
+            if self._keys is not None:
+                self._keys.forget()
+
+    async def _run(self) -> int:
+        # The engine process is by far the slowest to start: everything else happens while it loads.
+        starting = asyncio.create_task(self._engine.start())
+        await asyncio.sleep(0)
+        from penstock.server.protocol import HttpServer
+
+        door = Door()
+        guard = Guard(door, self._config, self._keys)
+        if not is_loopback(self._config.host):
+            _learn_full_name(guard)
+        server = HttpServer(guard)
+        serving = asyncio.create_task(server.run_on(self._listener.socket))
+        text = asyncio.create_task(asyncio.to_thread(load_text, self._snapshot.path))
+        stopping = asyncio.create_task(self._stop.wait())
+        giving_up = asyncio.create_task(self._engine.gave_up.wait())
+        ready = asyncio.gather(starting, text)
+        tasks = (starting, serving, text, stopping, giving_up, ready)
+        house: House | None = None
+        try:
+            await _first(ready, stopping, serving)
+            if stopping.done():
+                return INTERRUPTED
+            _, (tokenizer, template) = await ready
+            house = self._open(door, tokenizer, template)
+            await _first(stopping, giving_up, serving)
+            if self._engine.failure is not None:
+                raise self._engine.failure
+            await self._drain(house)
+            return 0
+        finally:
+            server.leave.set()
+            with suppress(asyncio.CancelledError):
+                await serving
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._engine.stop()
+            if house is not None:
+                house.close()
+
+    def _open(self, door: Door, tokenizer: Tokenizer, template: ChatTemplate | None) -> House:
+        """Let requests in, and say so."""
+        from penstock.server.app import App
+        from penstock.server.house import House
+
+        house = House(self._config, self._engine, tokenizer, template, self._snapshot.revision)
+        door.app = App(house)
+        config, listener = self._config, self._listener
+        key_file = None if self._keys is None else self._keys.file
+        announce.stage(Stage("ready", "all of it", time.monotonic() - self._began))
+        announce.derived(config, self._engine.limits)
+        if key_file is None:
+            announce.open_door_warning(config, listener)
+        announce.block(config, listener, key_file)
+        if config.json_ready:
+            announce.ready_line(config, listener, key_file)
+        return house
+
+    async def _drain(self, house: House) -> None:
+        """Take nothing new; let those in the house finish, for so long."""
+        house.draining = True
+        count = house.presence.count
+        if count:
+            announce.say(f"stopping: {count} requests may finish within {self._config.drain_seconds:g} s")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._config.drain_seconds):
+                await house.presence.empty()
+
+    def _signalled(self) -> None:
+        if not self._stop.is_set():
+            self._stop.set()
+            return
+        # A second signal means now: leave nothing behind, wait for nobody.
+        if self._engine.pid is not None:
+            with suppress(OSError):
+                os.kill(self._engine.pid, signal.SIGKILL)
+        if self._keys is not None:
+            self._keys.forget()
+        self._listener.close()
+        os._exit(INTERRUPTED)
+
+
+def load_text(path: Path) -> tuple[Tokenizer, ChatTemplate | None]:
+    """The tokenizer and the chat template of a model folder. Raises ModelError."""
+    import penstock.server.app  # noqa: F401 (the routes' imports, while the engine loads)
+    from penstock.text.chat_template import ChatTemplate, TemplateFailure
+    from penstock.text.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(path)
+    if tokenizer is None:
+        raise ModelError(
+            f"The model folder {path} has no tokenizer, so a server cannot read prompts.",
+            hint="Add tokenizer.json, or run `penstock generate` with prompt_token_ids.",
+        )
+    if tokenizer.chat_template is None:
+        return tokenizer, None
+    try:
+        return tokenizer, ChatTemplate(tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token)
+    except TemplateFailure as failure:
+        announce.say(f"WARNING: the model's chat template is broken, so chat is off: {failure.what}")
+        return tokenizer, None
+
+
+def _learn_full_name(guard: Guard) -> None:
+    """Ask the name service on a thread that nobody waits for: it may take its time."""
+
+    def ask() -> None:
+        guard.names.add(socket.getfqdn().lower())
+
+    threading.Thread(target=ask, daemon=True).start()
+
+
+async def _first(*tasks: asyncio.Future[Any]) -> None:
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+
+
+def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: type[asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+def _set_process_limits() -> None:
+    """No core file, which would hold prompts and keys; as many open sockets as the system lets us have."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
