@@ -6,6 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
+PORT ?= 3000
+ASK ?= "How do I list my jobs on Slurm?"
+
 .PHONY: install dev run test lint clean
 
 install: $(VENV)/.installed
@@ -25,7 +28,7 @@ $(VENV)/.dev: $(VENV)/.installed
 	@touch $@
 
 run: $(VENV)/.installed
-	@$(BIN)/python -m penstock.demo.run
+	@$(BIN)/penstock serve demo --port $(PORT) --ask $(ASK)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

@@ -37,7 +37,7 @@ def test_requests_aborts_and_refusals(tiny_llama: Path) -> None:
         client = EngineClient(EngineConfig(str(tiny_llama), threads=1), lambda stage: stages.append(stage.name))
         limits = await client.start()
         try:
-            assert stages == ["model", "KV memory", "load", "warm"]
+            assert stages == ["engine", "model", "KV memory", "load", "warm"]
             assert limits.vocab_size == 512
             assert client.healthy
 

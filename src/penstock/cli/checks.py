@@ -20,7 +20,7 @@ from penstock.devices.threads import bind_threads, usable_cores
 from penstock.errors import PenstockError
 from penstock.hub import cache
 
-PACKAGES = ("transformers", "tokenizers", "safetensors", "huggingface_hub", "msgspec", "starlette", "uvicorn")
+PACKAGES = ("transformers", "tokenizers", "safetensors", "huggingface_hub", "msgspec", "uvicorn")
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimd", "i8mm", "bf16")
 SLURM = ("sbatch", "srun", "squeue", "sacct", "scancel")
 GIB = 1024**3

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ipaddress
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 
 from penstock.cli.options import COUNT, FiniteFloat, engine_options, source_options, stack
 from penstock.cli.serve_tgi import TGI_ENVIRONMENT, refuse, tgi_options
-from penstock.errors import UsageError
+from penstock.errors import PenstockError, UsageError
 
 PORT = click.IntRange(0, 65535)
 
@@ -25,6 +27,7 @@ http_options = stack(
         "--cors-allow-origin", multiple=True, metavar="ORIGIN", help="Let web pages of ORIGIN ask. Repeatable."
     ),
     click.option("--served-model-name", metavar="NAME", help="What clients see as the model.  [default: MODEL]"),
+    click.option("--ask", metavar="TEXT", help="Ask this once the server is ready, and show the answer."),
     click.option("--json", "json_ready", is_flag=True, help="Print one JSON line on stdout when ready."),
     click.option(
         "--drain-seconds",
@@ -95,7 +98,28 @@ def serve(model: str | None, **options: Any) -> int:
         auth=not options["no_auth"],
         allow_hosts=tuple(options["allow_host"]),
     )
-    return run(config, offline=True if options["offline"] else None)
+    visitor = _asker(options["ask"], config.name) if options["ask"] else None
+    return run(config, offline=True if options["offline"] else None, first_visitor=visitor)
+
+
+def _asker(question: str, model: str) -> Callable[[str, Path | None, Path | None], None]:
+    """A client that asks one question over HTTP and streams the answer to stdout."""
+
+    def ask(url: str, uds: Path | None, key_file: Path | None) -> None:
+        from penstock.cli.chat_remote import RemoteChat, Server
+        from penstock.cli.conversation import Finish
+
+        print(f"\n> {question}", file=sys.stderr, flush=True)
+        try:
+            server = Server(url, None if uds is None else str(uds), None if key_file is None else str(key_file))
+            chat = RemoteChat(server, model, {"temperature": 0, "max_new_tokens": 200})
+            for piece in chat.reply([{"role": "user", "content": question}], Finish()):
+                print(piece, end="", flush=True)
+            print(flush=True)
+        except PenstockError as error:  # the server serves on
+            print(f"The question was not answered: {error}", file=sys.stderr, flush=True)
+
+    return ask
 
 
 def _model(argument: str | None, model_id: str | None) -> str:

@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from penstock.devices.threads import bind_threads
@@ -27,6 +28,7 @@ from penstock.engine.request import (
     FromEngine,
     Ready,
     SequenceOutput,
+    Stage,
     StepOutput,
     ToEngine,
 )
@@ -85,10 +87,12 @@ def main() -> int:
         return 0
     config = wire.config(bodies[0])
     bind_threads(config.threads)
+    began = time.perf_counter()
     threading.Thread(target=_beat, args=(channel,), daemon=True).start()
     try:
         from penstock.engine.loop import EngineLoop
 
+        channel.send(Stage("engine", "a process with PyTorch", time.perf_counter() - began))
         engine = EngineLoop.load(config, channel.send)
     except PenstockError as error:
         channel.send(Failed(error.exit_code, error.what, error.why, error.hint))

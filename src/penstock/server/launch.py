@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,8 +37,14 @@ INTERRUPTED = 130
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-def serve(config: ServeConfig, offline: bool | None = None) -> int:
-    """Serve until a signal ends it. Returns the exit code; raises PenstockError for what goes wrong."""
+Visitor = Callable[[str, Path | None, Path | None], None]  # is given the URL, the unix socket and the key file
+
+
+def serve(config: ServeConfig, offline: bool | None = None, first_visitor: Visitor | None = None) -> int:
+    """Serve until a signal ends it. Returns the exit code; raises PenstockError for what goes wrong.
+
+    first_visitor is called in a thread of its own as soon as the server answers, before the block to paste is shown.
+    """
     _set_process_limits()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the loop takes over: ends like Ctrl-C
     listener = listen.bind(config)
@@ -49,7 +56,7 @@ def serve(config: ServeConfig, offline: bool | None = None) -> int:
         engine = msgspec.structs.replace(config.engine, model_path=str(snapshot.path), model_name=snapshot.name)
         config = msgspec.structs.replace(config, engine=engine)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            return runner.run(Launch(config, snapshot, listener, began).run())
+            return runner.run(Launch(config, snapshot, listener, began, first_visitor).run())
     finally:
         listener.close()
 
@@ -70,9 +77,12 @@ class Door:
 class Launch:
     """One run of the server."""
 
-    def __init__(self, config: ServeConfig, snapshot: Snapshot, listener: Listener, began: float) -> None:
+    def __init__(
+        self, config: ServeConfig, snapshot: Snapshot, listener: Listener, began: float, visitor: Visitor | None
+    ) -> None:
         """began: the moment of the command, on the monotonic clock."""
         self._config, self._snapshot, self._listener, self._began = config, snapshot, listener, began
+        self._visitor = visitor
         self._engine = EngineClient(config.engine, announce.stage)
         self._stop = asyncio.Event()
         self._keys: Keys | None = None
@@ -116,6 +126,10 @@ class Launch:
                 return INTERRUPTED
             _, (tokenizer, template) = await ready
             house = self._open(door, tokenizer, template)
+            if self._visitor is not None:
+                visit = asyncio.to_thread(self._visitor, self._listener.url, self._listener.uds, self._key_file)
+                await _first(asyncio.ensure_future(visit), stopping, giving_up)
+            self._show_block()
             await _first(stopping, giving_up, serving)
             if self._engine.failure is not None:
                 raise self._engine.failure
@@ -140,15 +154,21 @@ class Launch:
         house = House(self._config, self._engine, tokenizer, template, self._snapshot.revision)
         door.app = App(house)
         config, listener = self._config, self._listener
-        key_file = None if self._keys is None else self._keys.file
         announce.stage(Stage("ready", "all of it", time.monotonic() - self._began))
         announce.derived(config, self._engine.limits)
-        if key_file is None:
+        if self._keys is None:
             announce.open_door_warning(config, listener)
-        announce.block(config, listener, key_file)
-        if config.json_ready:
-            announce.ready_line(config, listener, key_file)
         return house
+
+    @property
+    def _key_file(self) -> Path | None:
+        return None if self._keys is None else self._keys.file
+
+    def _show_block(self) -> None:
+        """What to paste, and the line for programs."""
+        announce.block(self._config, self._listener, self._key_file)
+        if self._config.json_ready:
+            announce.ready_line(self._config, self._listener, self._key_file)
 
     async def _drain(self, house: House) -> None:
         """Take nothing new; let those in the house finish, for so long."""
