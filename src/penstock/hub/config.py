@@ -36,6 +36,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def read_settings(folder: Path, name: str) -> dict[str, Any]:
+    """A further JSON file of the folder (generation_config.json, say), {} when it is not there. Raises ModelError."""
+    if not (folder / name).exists():
+        return {}
+    return parse_object(folder / name, read_small(folder, name, MAX_CONFIG))
+
+
 def _find_key(config: dict[str, Any], key: str) -> str | None:
     """The dotted place of the first non-empty value under `key`, at any depth."""
     todo: list[tuple[str, Any]] = [("", config)]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from penstock.errors import ModelError
@@ -69,21 +67,6 @@ class WeightMap:
     k_norm: str = "self_attn.k_norm.weight"
     gate_up: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
     down: tuple[str, ...] = ("mlp.down_proj",)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a small file of the snapshot; {} when the file is not there."""
-    try:
-        if path.stat().st_size > 16 * 2**20:
-            raise ModelError(f"{path.name} is implausibly large", hint="download the model again")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (ValueError, RecursionError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} is not valid JSON", str(error)[:200], "download the model again") from None
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} is not a JSON object", hint="download the model again")
-    return value
 
 
 class ConfigReader:

@@ -13,6 +13,7 @@ from penstock.engine.request import EngineRequest, SequenceOutput
 from penstock.engine.request import Token as EngineToken
 from penstock.server.f32 import shortest
 from penstock.server.house import House
+from penstock.server.metrics import Timings
 from penstock.server.refusal import generation_failed, incomplete, invalid, unhealthy
 from penstock.text.stream import TextStream
 from penstock.text.tokenizer import Tokenizer
@@ -31,17 +32,6 @@ class TokenEvent:
     logprob: float | None
     special: bool
     top: list[tuple[int, float | None]] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class Timings:
-    """Moments on the monotonic clock, in seconds; None until they come."""
-
-    arrived: float
-    submitted: float | None = None
-    started: float | None = None  # first computed on, after the queue
-    first: float | None = None
-    last: float | None = None
 
 
 class Generation:
@@ -99,7 +89,7 @@ class Generation:
         if self.finish_reason in ("", "stop_sequence"):
             self._house.engine.abort(self.request.id)
         if self.finish_reason:
-            self._house.metrics.finished(self)
+            self._house.metrics.finished(self.timings, self.generated_tokens)
         else:
             self._house.metrics.failed(self._failure or "dropped")
 

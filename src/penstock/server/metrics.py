@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prometheus_client import (
@@ -21,7 +22,6 @@ from prometheus_client.registry import Collector
 if TYPE_CHECKING:
     from penstock.engine.client import EngineClient
     from penstock.engine.request import Limits
-    from penstock.server.generation import Generation
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 DURATIONS = [0.0001 * 1.5**n for n in range(1, 36)]  # TGI's buckets, seconds
@@ -31,6 +31,17 @@ _TOTAL = re.compile(rb"^((?:# (?:HELP|TYPE) )?tgi_\w+?)_total\b", re.MULTILINE)
 
 def _lengths(largest: int) -> list[float]:
     return [largest * n / 100 for n in range(1, 101)]
+
+
+@dataclass(slots=True)
+class Timings:
+    """Moments on the monotonic clock, in seconds; None until they come."""
+
+    arrived: float
+    submitted: float | None = None
+    started: float | None = None  # first computed on, after the queue
+    first: float | None = None
+    last: float | None = None
 
 
 class Metrics:
@@ -80,9 +91,9 @@ class Metrics:
         for _ in range(count):
             self._next.observe(seconds / count)
 
-    def finished(self, generation: Generation) -> None:
+    def finished(self, timings: Timings, generated_tokens: int) -> None:
         """A generation is complete."""
-        now, timings = time.monotonic(), generation.timings
+        now = time.monotonic()
         submitted = timings.submitted or now
         started = timings.started or submitted
         self._success.inc()
@@ -90,8 +101,8 @@ class Metrics:
         self._validation.observe(submitted - timings.arrived)
         self._queue.observe(started - submitted)
         self._inference.observe(now - started)
-        self._per_token.observe((now - started) / max(generation.generated_tokens, 1))
-        self._generated.observe(generation.generated_tokens)
+        self._per_token.observe((now - started) / max(generated_tokens, 1))
+        self._generated.observe(generated_tokens)
 
     def exposition(self) -> bytes:
         """The text that GET /metrics answers."""

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from penstock.errors import ModelError, UsageError
-from penstock.models.config import DecoderConfig, WeightMap, read_json
+from penstock.hub.config import read_config, read_settings
+from penstock.models.config import DecoderConfig, WeightMap
 from penstock.models.families import llama, mistral, qwen
 
 
@@ -36,11 +37,9 @@ def describe(
     rope_scaling (linear or dynamic) and rope_factor replace the checkpoint's own, as TGI's flags of that name do.
     Raises ModelError for what is missing, malformed or of no known family.
     """
-    raw = read_json(folder / "config.json")
+    raw = read_config(folder)
     kind = raw.get("model_type")
-    if not raw or kind is None:
-        raise ModelError(f"{folder} has no config.json with a model_type", hint="is this a model folder?")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         names = ", ".join(raw.get("architectures") or [str(kind)])
         raise ModelError(
             f"unsupported architecture: {names} (model_type {kind!r})",
@@ -70,7 +69,7 @@ def _override_rope(config: DecoderConfig, kind: str, factor: float) -> DecoderCo
 
 def _eos_ids(folder: Path, raw: Mapping[str, Any]) -> tuple[int, ...]:
     """End-of-sequence ids: generation_config.json's, else config.json's (one id or a list)."""
-    for source in (read_json(folder / "generation_config.json"), raw):
+    for source in (read_settings(folder, "generation_config.json"), raw):
         value = source.get("eos_token_id")
         if value is not None:
             ids = value if isinstance(value, list) else [value]
