@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import time
 from pathlib import Path
@@ -98,6 +99,47 @@ def test_a_killed_engine_fails_its_requests_and_comes_back(tiny_llama: Path) -> 
             await client.stop()
 
     asyncio.run(scenario())
+
+
+def test_what_is_not_a_request_harms_nobody(tiny_llama: Path) -> None:
+    async def scenario() -> None:
+        client = EngineClient(EngineConfig(str(tiny_llama), threads=1), lambda stage: None)
+        await client.start()
+        bystander = client.submit(ask(client, new=300))
+        await anext(bystander)
+        wrong = ask(client, sampling=Sampling(temperature=None))  # type: ignore[arg-type]
+        refused = await collect(client, wrong)
+        assert refused[-1].invalid
+        with pytest.raises(OverflowError):
+            client.submit(EngineRequest(client.next_id(), [3], 2**70))
+        assert [output async for output in bystander][-1].finish == "length"
+        waiting = client.submit(ask(client, new=400))
+        await anext(waiting)
+        await client.stop()
+        async with asyncio.timeout(2):
+            assert [output async for output in waiting][-1].finish == "error"
+
+    asyncio.run(scenario())
+
+
+def test_many_open_files_do_not_stop_a_start(tiny_llama: Path) -> None:
+    """Descriptors above 1023, as a server with a thousand clients has them."""
+
+    async def scenario() -> None:
+        client = EngineClient(EngineConfig(str(tiny_llama), threads=1), lambda stage: None)
+        await client.start()
+        assert (await collect(client, ask(client)))[-1].finish == "length"
+        await client.stop()
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+    held = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]
+    try:
+        asyncio.run(scenario())
+    finally:
+        for fd in held:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_model_that_cannot_load_says_why(tmp_path: Path) -> None:

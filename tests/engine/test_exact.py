@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from penstock.engine.config import EngineConfig
 from penstock.engine.loop import EngineLoop
 from penstock.engine.request import EngineRequest
+from penstock.engine.scheduler import Run
+from penstock.engine.sequence import Sequence
+from penstock.engine.step import GATHERED, build_step
+from penstock.models.families import describe
 from tests.checkpoints import FAMILIES, ROPES, save_tiny
 from tests.engine.driver import generate
 
@@ -142,6 +147,63 @@ def test_logprobs_match_transformers(tmp_path: Path) -> None:
     assert out.prompt_logprobs[1:] == pytest.approx(
         [scores[i, row[i + 1]].item() for i in range(len(row) - 1)], abs=1e-3
     )
+
+
+def test_one_long_sequence_does_not_widen_the_short_ones() -> None:
+    """Decoding runs share a rectangle only with contexts of about their length, and each gathers a bounded size."""
+
+    def decoding(number: int, context: int) -> Run:
+        sequence = Sequence.of(EngineRequest(number, [1] * context, 1), number, b"", None)
+        sequence.computed = context - 1
+        sequence.blocks = list(range(-(-context // 16)))
+        return Run(sequence, 1)
+
+    runs = [decoding(i, 100 + i % 7) for i in range(31)] + [decoding(31, 8000)]
+    runs += [decoding(32 + i, 3000) for i in range(40)]
+    step = build_step(runs, 16, dynamic_rope=False)
+    gathered = sum(g.blocks.numel() * 16 for g in step.inputs.groups)
+    assert gathered <= 2 * sum(len(run.sequence.ids) + 16 for run in runs)
+    assert all(g.blocks.numel() * 16 <= GATHERED for g in step.inputs.groups if g.batch > 1)
+    assert sum(g.batch for g in step.inputs.groups) == len(runs)
+    ends = [g.end for g in step.inputs.groups]
+    assert ends == sorted(ends)
+    assert ends[-1] == len(step.inputs.ids)
+
+
+def test_long_prompts_are_scored_in_slices(tmp_path: Path) -> None:
+    """A prompt of several slices, alone and beside others, in chunks and at once, with and without a window."""
+    for family in ("llama", "mistral"):
+        folder = save_tiny(tmp_path / family, family, max_position_embeddings=2048, num_hidden_layers=2)
+        rows = [prompts(1, 90, seed=i)[0] * 40 for i in range(2)] + prompts(3)
+        rows = [row[:1500] for row in rows]
+        expected = reference(folder, rows, 12)
+        for budget in (2048, 700):
+            engine = EngineLoop.load(EngineConfig(str(folder), dtype="float32", max_batch_prefill_tokens=budget))
+            got = generate(engine, requests(rows, 12))
+            assert [got[i].ids for i in range(len(rows))] == expected
+
+
+def test_a_stored_head_beats_a_tied_flag(tmp_path: Path) -> None:
+    """A checkpoint that says its head is tied but stores another: transformers uses the stored one, and so do we."""
+    folder = save_tiny(tmp_path / "model", "llama")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    rows = prompts(2)
+    got = generate(EngineLoop.load(EngineConfig(str(folder), dtype="float32")), requests(rows, 40))
+    assert [got[i].ids for i in range(2)] == reference(folder, rows, 40)
+
+
+def test_an_absent_window_is_mistrals_default(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "model", "mistral")
+    config = json.loads((folder / "config.json").read_text())
+    for value, expected in (("absent", 4096), (None, None), (24, 24)):
+        config["sliding_window"] = value
+        if value == "absent":
+            del config["sliding_window"]
+        (folder / "config.json").write_text(json.dumps(config))
+        described, _names = describe(folder)
+        assert set(described.windows) == {expected}
+        assert AutoConfig.from_pretrained(folder).sliding_window == expected
 
 
 def test_bfloat16_stays_near_float32(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ LIMITS = Limits(
     dtype="float32",
 )
 
-NUMBERS: list[Any] = [float("nan"), float("inf"), float("-inf"), -1, 0, 1e308, 2**31, 2**63, 2**70]
+NUMBERS: list[Any] = [float("nan"), float("inf"), float("-inf"), -1, 0, 1e308, 2**31, 2**63, 2**70, 10**400]
 
 
 @pytest.mark.parametrize("field", [f for f in Sampling.__struct_fields__ if f not in ("do_sample", "watermark")])
@@ -132,6 +132,9 @@ def test_the_plan_adds_up() -> None:
     ("options", "text"),
     [
         ({"max_total_tokens": 10_000}, "beyond the model's 512 positions"),
+        ({"max_input_tokens": 2_000}, "beyond the model's 512 positions"),
+        ({"rope_scaling": "linear", "rope_factor": float("nan")}, "rope-factor"),
+        ({"memory_fraction": float("nan")}, "fraction"),
         ({"max_input_tokens": 60, "max_total_tokens": 50}, "must be <"),
         ({"dtype": "int3"}, "unknown dtype"),
         ({"rope_scaling": "cubic", "rope_factor": 2.0}, "unknown rope scaling"),
@@ -156,6 +159,33 @@ def test_damaged_weights_fail_the_request_not_the_engine(tmp_path: Path) -> None
     assert "not numbers" in (results[1].error or "")
     assert results[2].finish == "length"
     assert engine.stats.used_blocks == 0
+
+
+def test_damaged_numbers_stay_in_their_blocks(tmp_path: Path) -> None:
+    """What a broken sequence left in the cache reaches nobody, beside it or after it."""
+    folder = save_tiny(tmp_path / "model", "llama")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.embed_tokens.weight"][77] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    engine = EngineLoop.load(EngineConfig(str(folder), max_total_tokens=64, max_batch_total_tokens=256))
+    healthy = EngineRequest(0, [5, 6, 7], 20, ignore_eos=True)
+    expected = generate(engine, [healthy])[0].ids
+    for round_number in range(3):
+        bad = [EngineRequest(i, [77] * (10 + i) + [round_number], 4) for i in range(1, 12)]
+        results = generate(engine, [*bad, healthy])
+        assert all(results[i].finish == "error" for i in range(1, 12))
+        assert results[0].ids == expected
+    longer = [EngineRequest(i, [5] * (7 * i), 8, ignore_eos=True) for i in range(1, 6)]
+    assert all(r.finish == "length" for r in generate(engine, longer).values())
+
+
+def test_a_model_that_cannot_compute_is_refused_at_the_start(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "model", "llama")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][:] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="does not compute"):
+        EngineLoop.load(EngineConfig(str(folder)))
 
 
 def test_config_and_weights_that_do_not_fit(tmp_path: Path) -> None:

@@ -157,6 +157,19 @@ def test_ties_at_the_last_alternative_are_all_given() -> None:
     assert [t for t, _ in token.top] == [0, 1, 2, 3]
 
 
+def test_alternatives_are_the_best_ones_left() -> None:
+    """Tokens that a processor excluded are no alternatives, and a late peak is not lost among ties."""
+    (token,) = choose(scores(4), [row([1], top_k=2, seed=1, top_n_tokens=5)], MARK)
+    assert isinstance(token, Token)
+    assert [t for t, _ in token.top] == scores(4)[0].topk(2).indices.tolist()
+    flat = torch.zeros(1, 3000)
+    flat[0, 2500] = 9.0
+    (token,) = choose(flat, [row([1], top_n_tokens=3)], MARK)
+    assert isinstance(token, Token)
+    assert token.top[0][0] == 2500
+    assert 3 <= len(token.top) <= 80
+
+
 def test_draws_follow_the_distribution() -> None:
     probabilities = torch.tensor([[0.5, 0.25, 0.125, 0.125, 0.0]])
     counts: Counter[int] = Counter()

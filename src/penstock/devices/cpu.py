@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-from contextlib import suppress
 from math import prod
 
 import torch
@@ -36,18 +35,14 @@ def choose_dtype(asked: str, checkpoint: str | None) -> tuple[torch.dtype, str]:
 
 
 def zeros_on_demand(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """A zeroed tensor whose pages the system gives when they are first touched, huge ones where it offers them.
+    """A zeroed tensor whose pages the system gives when they are first touched.
 
     torch.zeros writes every page at once: seconds of start-up, and memory held that nobody uses yet.
     """
     size = prod(shape) * dtype.itemsize
     if size == 0:
         return torch.zeros(shape, dtype=dtype)
-    pages = mmap.mmap(-1, size)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):
-            pages.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(pages, dtype=dtype).view(shape)
+    return torch.frombuffer(mmap.mmap(-1, size), dtype=dtype).view(shape)
 
 
 def _flags() -> str:

@@ -25,7 +25,8 @@ def bind_threads(n: int | None = None) -> int:
     processes would bind to the same first cores. What the user has set already stays.
     """
     cores = usable_cores()
-    n = n or int(os.environ.get("OMP_NUM_THREADS", 0) or 0) or cores
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # OpenMP allows a list, one number a level
+    n = n or (int(asked) if asked.isdecimal() else 0) or cores
     os.environ["OMP_NUM_THREADS"] = str(n)
     if n == cores > 1:
         os.environ.setdefault("OMP_PROC_BIND", "true")

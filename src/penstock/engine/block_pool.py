@@ -92,6 +92,13 @@ class BlockPool:
                 else:
                     self._cached[block] = None
 
+    def forget(self, blocks: Sequence[int]) -> list[int]:
+        """Take the blocks that have one holder out of the index, because their contents are no good; returns them."""
+        alone = [block for block in blocks if self._refs[block] == 1]
+        for block in alone:
+            self._forget(block)
+        return alone
+
     def _forget(self, block: int) -> None:
         key = self._keys[block]
         if key is not None:

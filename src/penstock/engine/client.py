@@ -16,7 +16,8 @@ import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+
+import msgspec
 
 from penstock.engine import wire
 from penstock.engine.config import EngineConfig
@@ -39,6 +40,7 @@ log = logging.getLogger("penstock.engine")
 
 CRASHES, WITHIN_SECONDS = 4, 300.0  # so many crashes within so long end the server
 SILENCE_SECONDS = 9.0  # three beats missed: the process is stopped or stuck
+STUCK_SECONDS = 150.0  # so long without a beat, and it is replaced
 _SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_API_TOKEN", "PENSTOCK_API_KEY", "API_KEY")
 
 
@@ -87,7 +89,6 @@ class EngineClient:
         self._writer: asyncio.StreamWriter | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._serving = False
-        self._stopping = False
         self._heard = 0.0
         self._crashes: deque[float] = deque()
 
@@ -115,10 +116,11 @@ class EngineClient:
 
     def submit(self, request: EngineRequest) -> Results:
         """Send a request; its outputs come through the returned iterator. Raises EngineUnavailable when down."""
-        if not self._serving or self._writer is None:
+        if not self.healthy or self._writer is None:
             raise EngineUnavailable("the engine is restarting", hint="try again in a moment")
+        frame = wire.frame(request)
         results = self._results[request.id] = Results()
-        self._writer.write(wire.frame(request))
+        self._writer.write(frame)
         return results
 
     def abort(self, request_id: int) -> None:
@@ -127,8 +129,11 @@ class EngineClient:
             self._writer.write(wire.frame(Abort(request_id)))
 
     async def stop(self) -> None:
-        """End the process; requests that still run are dropped."""
-        self._stopping = True
+        """End the process; requests that still run end with an error."""
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            await asyncio.wait([self._supervisor])
+        self._serving = False
         if self._writer is not None:
             self._writer.close()
         if self._process is not None:
@@ -136,10 +141,7 @@ class EngineClient:
                 await asyncio.to_thread(self._process.wait, 2)
             except subprocess.TimeoutExpired:
                 self._kill()
-        if self._supervisor is not None:
-            self._supervisor.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._supervisor
+        self._fail_all("the server is stopping")
 
     async def _launch(self) -> asyncio.StreamReader:
         """Start one process and wait for its Ready."""
@@ -167,7 +169,8 @@ class EngineClient:
             elif isinstance(message, Failed):
                 raise by_exit_code(message.exit_code, message.what, message.why, message.hint)
             elif message is None:
-                raise PenstockError("the engine process ended while loading", self._obituary())
+                cause = await asyncio.to_thread(self._obituary)
+                raise PenstockError("the engine process ended while loading", cause)
 
     async def _supervise(self, reader: asyncio.StreamReader) -> None:
         """Deliver what the process sends; when it dies, start another, until it has died too often."""
@@ -176,8 +179,6 @@ class EngineClient:
             self._serving = False
             cause = await asyncio.to_thread(self._obituary)
             self._fail_all("the engine stopped unexpectedly; please send the request again")
-            if self._stopping:
-                return
             log.error("the engine process died: %s; starting it again", cause)
             while True:
                 now = time.monotonic()
@@ -195,18 +196,19 @@ class EngineClient:
                 try:
                     reader = await self._launch()
                     break
-                except PenstockError as error:
+                except Exception as error:  # also what the system refuses: processes, memory, descriptors
                     self._kill()
-                    cause = error.what
+                    cause = str(error)
                     log.error("the engine did not start: %s", cause)
                     await asyncio.sleep(2 ** len(self._crashes))
 
     async def _deliver(self, reader: asyncio.StreamReader) -> None:
-        """Hand outputs to their requests until the stream ends."""
+        """Hand outputs to their requests until the stream ends, or nothing has come for very long."""
         while True:
             try:
-                message = await _receive(reader)
-            except (OSError, ValueError):
+                async with asyncio.timeout(STUCK_SECONDS):
+                    message = await _receive(reader)
+            except (OSError, ValueError, TimeoutError, msgspec.MsgspecError):
                 return
             if message is None:
                 return

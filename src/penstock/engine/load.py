@@ -14,13 +14,16 @@ from penstock.devices.cpu import choose_dtype
 from penstock.devices.memory import available_bytes
 from penstock.engine.config import EngineConfig
 from penstock.engine.request import Limits, Stage
+from penstock.engine.step import GATHERED
 from penstock.errors import ResourceError, UsageError
 from penstock.hub.checkpoint import read_checkpoint
+from penstock.kernels.attention import SCORES
 from penstock.models.config import DecoderConfig, WeightMap
 from penstock.models.decoder import Decoder, KVCache
 from penstock.models.families import describe
 from penstock.plan.memory import Footprint, KVPlan, human, longest_that_fits, plan_kv
 
+HEAD_ROWS = 64  # rows of scores at a time where every prompt position is scored
 _STEP_TOKENS = 2048  # default budget of a step: enough rows for full speed of the matrix products
 
 
@@ -93,16 +96,18 @@ def _fit(config: EngineConfig, decoder: DecoderConfig, dtype: torch.dtype, weigh
     budget = config.max_batch_prefill_tokens or _STEP_TOKENS
     if min(rows, budget, config.block_size) < 1:
         raise UsageError("--max-batch-size and --max-batch-prefill-tokens must be at least 1")
+    if not 0 < config.memory_fraction <= 1 or not 0 <= config.watermark_gamma <= 1:
+        raise UsageError("the memory fraction and --watermark-gamma are shares: above 0, at most 1")
     kv_token = 2 * decoder.num_layers * decoder.num_kv_heads * decoder.head_dim * dtype.itemsize
-    # the widest intermediate results of a step, and float32 scores of the rows that are sampled, twice
-    wide = 4 * decoder.hidden_size + 3 * decoder.intermediate_size + 2 * decoder.num_heads * decoder.head_dim
-    step = budget * wide * dtype.itemsize + rows * decoder.vocab_size * 4 * 2
+    step = _step_bytes(decoder, dtype, budget, rows, config.max_total_tokens or decoder.max_positions)
     footprint = Footprint(weight_bytes, kv_token, step)
     available = available_bytes()
 
-    if config.max_total_tokens is not None and config.max_total_tokens > decoder.max_positions:
+    asked = max(config.max_total_tokens or 0, (config.max_input_tokens or 0) + 1)
+    if asked > decoder.max_positions:
         raise UsageError(
-            f"--max-total-tokens {config.max_total_tokens} is beyond the model's {decoder.max_positions} positions",
+            f"{asked} tokens (--max-total-tokens, --max-input-tokens) are beyond the model's "
+            f"{decoder.max_positions} positions",
             hint="lower it, or stretch the positions with --rope-scaling dynamic --rope-factor N",
         )
     total = config.max_total_tokens or _default_total(config, decoder, footprint, available)
@@ -130,6 +135,15 @@ def _fit(config: EngineConfig, decoder: DecoderConfig, dtype: torch.dtype, weigh
         dtype=str(dtype).removeprefix("torch."),
     )
     return limits, plan
+
+
+def _step_bytes(decoder: DecoderConfig, dtype: torch.dtype, budget: int, rows: int, total: int) -> int:
+    """The most that the intermediate results of one step take."""
+    wide = 4 * decoder.hidden_size + 3 * decoder.intermediate_size + 2 * decoder.num_heads * decoder.head_dim
+    gathered = 2 * decoder.num_kv_heads * decoder.head_dim * max(GATHERED, total)
+    scores = 3 * min(SCORES, decoder.num_heads * max(budget, rows) * total)
+    logits = max(rows, HEAD_ROWS) * decoder.vocab_size  # float32, and for draws a copy and probabilities
+    return (budget * wide + gathered + scores) * dtype.itemsize + logits * 16
 
 
 def _default_total(config: EngineConfig, decoder: DecoderConfig, footprint: Footprint, available: int) -> int:

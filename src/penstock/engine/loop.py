@@ -13,7 +13,7 @@ import torch
 from penstock.engine import sampler
 from penstock.engine.block_pool import BlockPool
 from penstock.engine.config import EngineConfig
-from penstock.engine.load import LoadedModel, load_model
+from penstock.engine.load import HEAD_ROWS, LoadedModel, load_model
 from penstock.engine.request import (
     EngineRequest,
     EngineStats,
@@ -27,12 +27,11 @@ from penstock.engine.request import (
 from penstock.engine.sampler import BrokenScores, Watermark
 from penstock.engine.scheduler import Run, Scheduler
 from penstock.engine.sequence import Sequence
-from penstock.engine.step import StepInputs, build_step
-from penstock.errors import InvalidRequest
+from penstock.engine.step import Step, build_step
+from penstock.errors import InvalidRequest, ModelError
 
 log = logging.getLogger("penstock.engine")
 
-_HEAD_ROWS = 256  # rows of scores at a time where every prompt position is scored
 _MAX_FAILURES = 3  # failed steps in a row before the engine gives up
 
 
@@ -68,10 +67,13 @@ class EngineLoop:
         return loop
 
     def warm(self) -> None:
-        """One greedy token, so that the first request does not pay for first use."""
-        self.add(EngineRequest(id=-1, prompt_ids=[0], max_new_tokens=1))
+        """One greedy token, so that a model that cannot compute is refused now and the first request pays for no first
+        use. Raises ModelError."""
+        self.add(EngineRequest(id=-1, prompt_ids=[0], max_new_tokens=1, logprobs=True))
         while self.has_work:
-            self.step()
+            for output in self.step().outputs:
+                if output.error is not None:
+                    raise ModelError("the model does not compute", output.error, "download the model again")
         self.stats = EngineStats(total_blocks=self.limits.num_blocks)
 
     @property
@@ -127,7 +129,7 @@ class EngineLoop:
         if not runs:
             return []
         step = build_step(runs, self._pool.block_size, self._dynamic_rope)
-        hidden = self._decoder.forward(step.ids, step.positions, step.spans, step.slots, step.groups, self._cache)
+        hidden = self._decoder.forward(step.inputs, self._cache)
         self._score_prompts(step, hidden)
         ending = [(run, row) for run, row in zip(step.runs, step.last_rows, strict=True) if run.reaches_end]
         tokens: list[Token | BrokenScores] = []
@@ -140,7 +142,7 @@ class EngineLoop:
             run.sequence.publish(self._pool)
         return [self._advance(run.sequence, token) for (run, _row), token in zip(ending, tokens, strict=True)]
 
-    def _score_prompts(self, step: StepInputs, hidden: torch.Tensor) -> None:
+    def _score_prompts(self, step: Step, hidden: torch.Tensor) -> None:
         """Log-probabilities of prompt tokens, for the runs whose requests ask."""
         for run, last in zip(step.runs, step.last_rows, strict=True):
             sequence = run.sequence
@@ -151,8 +153,8 @@ class EngineLoop:
             known = sequence.prompt_logprobs
             if not known:
                 known.append(None)  # nothing precedes the first token
-            for a in range(max(start, len(known) - 1), stop, _HEAD_ROWS):
-                b = min(a + _HEAD_ROWS, stop)
+            for a in range(max(start, len(known) - 1), stop, HEAD_ROWS):
+                b = min(a + HEAD_ROWS, stop)
                 first = last - run.length + 1 + a - start
                 logits = self._decoder.logits(hidden[first : first + b - a])
                 known += sampler.prompt_logprobs(logits, torch.tensor(sequence.ids[a + 1 : b + 1]))
@@ -160,6 +162,7 @@ class EngineLoop:
     def _advance(self, sequence: Sequence, token: Token | BrokenScores) -> SequenceOutput:
         """Append a chosen token, and finish the sequence if it was the last."""
         if isinstance(token, BrokenScores):
+            self._clean(sequence)
             return self._fail(sequence, "the model's scores are not numbers; are its weights damaged?")
         sequence.ids.append(token.id)
         output = SequenceOutput(sequence.id, [token])
@@ -181,6 +184,14 @@ class EngineLoop:
         if token_id in self._eos and not sequence.request.ignore_eos:
             return "eos_token"
         return None
+
+    def _clean(self, sequence: Sequence) -> None:
+        """Zero what a broken sequence left in its blocks: a NaN there would reach whoever gets them next, through the
+        masked part of a product."""
+        for block in self._pool.forget(sequence.blocks):
+            for keys, values in self._cache:
+                keys[:, block] = 0
+                values[:, block] = 0
 
     def _fail(self, sequence: Sequence, text: str) -> SequenceOutput:
         self.abort(sequence.id)

@@ -19,18 +19,18 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from penstock.devices.threads import bind_threads
 from penstock.engine import wire
 from penstock.engine.request import (
     Abort,
-    EngineRequest,
     Failed,
     FromEngine,
     Ready,
     SequenceOutput,
     Stage,
     StepOutput,
-    ToEngine,
 )
 from penstock.errors import InvalidRequest, PenstockError
 
@@ -48,6 +48,8 @@ class Channel:
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
+        self._poll = select.poll()  # select.select cannot watch descriptors above 1023
+        self._poll.register(sock, select.POLLIN)
         self._buffer = bytearray()
         self._write = threading.Lock()  # step outputs and beats come from two threads
         self.closed = False
@@ -62,7 +64,7 @@ class Channel:
 
     def receive(self, timeout: float | None) -> list[bytes]:
         """Whole bodies that have arrived, waiting up to `timeout` seconds (None: until something does)."""
-        if select.select([self._sock], [], [], timeout)[0]:
+        if self._poll.poll(None if timeout is None else timeout * 1000):
             data = self._sock.recv(1 << 20)
             self.closed = not data
             self._buffer += data
@@ -97,6 +99,8 @@ def main() -> int:
     except PenstockError as error:
         channel.send(Failed(error.exit_code, error.what, error.why, error.hint))
         return error.exit_code
+    except (BrokenPipeError, ConnectionResetError):
+        raise  # the parent went away
     except MemoryError:
         channel.send(Failed(5, "out of memory while loading the model", hint="try --dtype bfloat16 or a smaller model"))
         return 5
@@ -114,7 +118,7 @@ def _serve(engine: EngineLoop, channel: Channel, bodies: list[bytes]) -> None:
     while not channel.closed:
         if bodies:
             for body in bodies:
-                _take(engine, channel, wire.to_engine(body))
+                _take(engine, channel, body)
             if not engine.has_work:  # aborts changed the counters and no step will tell
                 channel.send(StepOutput([], engine.current_stats()))
         if engine.has_work:
@@ -122,15 +126,25 @@ def _serve(engine: EngineLoop, channel: Channel, bodies: list[bytes]) -> None:
         bodies = channel.receive(0 if engine.has_work else None)
 
 
-def _take(engine: EngineLoop, channel: Channel, message: ToEngine) -> None:
+def _take(engine: EngineLoop, channel: Channel, body: bytes) -> None:
+    """One message for the engine. One that is not well-formed is refused like any other bad request."""
+    try:
+        message = wire.to_engine(body)
+    except msgspec.ValidationError:
+        _refuse(engine, channel, wire.id_of(body), "the request has a field of the wrong type")
+        return
     if isinstance(message, Abort):
         engine.abort(message.id)
-    elif isinstance(message, EngineRequest):
-        try:
-            engine.add(message)
-        except InvalidRequest as error:
-            refusal = SequenceOutput(message.id, finish="error", error=error.what, invalid=True)
-            channel.send(StepOutput([refusal], engine.current_stats()))
+        return
+    try:
+        engine.add(message)
+    except InvalidRequest as error:
+        _refuse(engine, channel, message.id, error.what)
+
+
+def _refuse(engine: EngineLoop, channel: Channel, request_id: int, text: str) -> None:
+    refusal = SequenceOutput(request_id, finish="error", error=text, invalid=True)
+    channel.send(StepOutput([refusal], engine.current_stats()))
 
 
 def _beat(channel: Channel) -> None:

@@ -6,7 +6,6 @@ checked once, by `validate`, where the sequences live. The structs travel as msg
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import msgspec
@@ -169,7 +168,8 @@ def validate(request: EngineRequest, limits: Limits) -> None:
     """
     s = request.sampling
     for name in ("temperature", "top_p", "typical_p", "repetition_penalty", "frequency_penalty"):
-        if not math.isfinite(getattr(s, name)):
+        value = getattr(s, name)
+        if not -1.8e308 < value < 1.8e308:  # false for NaN too, and fine with integers of any size
             raise InvalidRequest(f"`{name}` must be a finite number")
     if s.temperature <= 0:
         raise InvalidRequest("`temperature` must be strictly positive")

@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from penstock.engine.request import EngineRequest, Sampling, Token
 from penstock.engine.sequence import Sequence
 
-_NUCLEUS = 1024  # candidates tried before a whole row is sorted for top-p
+_TIES = 64  # further alternatives that tie with the last; a flat distribution ties everywhere
 _COLDEST = 1e-6  # temperatures below are greedy in float32 anyway
 _HUGE = 1e30  # factors beyond have no more effect, but would overflow float32
 _WATERMARK_PRIME = 15485863
@@ -44,7 +45,8 @@ def choose(logits: Tensor, sequences: list[Sequence], watermark: Watermark) -> l
     results: list[Token | BrokenScores | None] = [None] * len(requests)
     # rows that take the plain maximum and tell nothing more never leave the type the model computed in
     bare = [i for i, r in enumerate(requests) if r.sampling.plain and not r.logprobs and not r.top_n_tokens]
-    rest = [i for i in range(len(requests)) if i not in set(bare)]
+    taken = set(bare)
+    rest = [i for i in range(len(requests)) if i not in taken]
     if bare:
         best, ids = (logits if not rest else logits[bare]).max(dim=-1)
         for i, value, token_id in zip(bare, best.float().tolist(), ids.tolist(), strict=True):
@@ -103,13 +105,18 @@ def prompt_logprobs(logits: Tensor, targets: Tensor) -> list[float]:
 def _pick(scores: Tensor, sequences: list[Sequence]) -> Tensor:
     """The token of each row: the likeliest, or a draw. scores: [n, vocab] -> [n]."""
     ids = scores.argmax(dim=-1)
-    drawn = [i for i, s in enumerate(sequences) if s.request.sampling.draws]
-    if drawn:
-        cumulative = torch.softmax(scores[drawn], dim=-1, dtype=torch.float64).cumsum(dim=-1)
-        at = torch.tensor([[uniform(sequences[i].request.sampling.seed, len(sequences[i].ids))] for i in drawn])
-        picked = torch.searchsorted(cumulative, at.double() * cumulative[:, -1:], right=True).squeeze(1)
-        ids[drawn] = picked.clamp_max(scores.shape[1] - 1)
+    for i, sequence in enumerate(sequences):
+        if sequence.request.sampling.draws:
+            ids[i] = _draw(scores[i], uniform(sequence.request.sampling.seed, len(sequence.ids)))
     return ids
+
+
+def _draw(row: Tensor, at: float) -> int:
+    """The token at which the cumulative distribution, in the order of the ids, passes `at`. row: [vocab]."""
+    cumulative = np.cumsum(torch.softmax(row, dim=0).numpy(), dtype=np.float64)
+    total = cumulative[-1]
+    below = min(at * total, np.nextafter(total, 0))  # rounding must not lead past the last token that can be drawn
+    return min(int(np.searchsorted(cumulative, below, side="right")), len(row) - 1)
 
 
 def _penalize(row: Tensor, sampling: Sampling, ids: list[int], watermark: Watermark) -> None:
@@ -135,17 +142,15 @@ def _keep_top_k(row: Tensor, k: int) -> None:
 
 
 def _keep_top_p(row: Tensor, p: float) -> None:
-    """Keep the likeliest tokens until their mass reaches p; at least one. (Holtzman et al. 2020)"""
-    total = torch.logsumexp(row, dim=0)
-    values, order = row.topk(min(_NUCLEUS, len(row)))
-    mass = (values - total).exp().cumsum(0)
-    if float(mass[-1]) < p and len(values) < len(row):
-        values, order = row.sort(descending=True)
-        mass = (values - total).exp().cumsum(0)
-    keep = int((mass < p).sum()) + 1  # the token that crosses p is kept
-    kept, kept_values = order[:keep], values[:keep]
-    row.fill_(float("-inf"))
-    row[kept] = kept_values
+    """Keep the likeliest tokens until their mass reaches p; at least one. (Holtzman et al. 2020)
+
+    Tokens that tie with the last one kept stay.
+    """
+    probabilities = torch.softmax(row, dim=0).numpy()
+    ordered = np.sort(probabilities)[::-1]  # NumPy's vector sort: many times faster than torch's on a processor
+    mass = np.cumsum(ordered, dtype=np.float64)
+    last = min(int(np.searchsorted(mass, p)), len(ordered) - 1)  # the token that crosses p is kept
+    row[torch.from_numpy(probabilities < ordered[last])] = float("-inf")
 
 
 def _keep_typical(row: Tensor, p: float) -> None:
@@ -153,9 +158,9 @@ def _keep_typical(row: Tensor, p: float) -> None:
     logprobs = torch.log_softmax(row, dim=0)
     probabilities = logprobs.exp()
     entropy = -(probabilities * logprobs.masked_fill(probabilities == 0, 0.0)).sum()
-    order = (-logprobs - entropy).abs().argsort()
-    mass = probabilities[order].cumsum(0)
-    row[order[int((mass < p).sum()) + 1 :]] = float("-inf")
+    order = np.argsort((-logprobs - entropy).abs().numpy())
+    mass = np.cumsum(probabilities.numpy()[order], dtype=np.float64)
+    row[torch.from_numpy(order[int(np.searchsorted(mass, p)) + 1 :])] = float("-inf")
 
 
 def _top(logprobs: Tensor, request: EngineRequest) -> list[tuple[int, float]]:
@@ -163,8 +168,9 @@ def _top(logprobs: Tensor, request: EngineRequest) -> list[tuple[int, float]]:
     n = min(request.top_n_tokens, len(logprobs))
     if n == 0:
         return []
-    threshold = logprobs.topk(n).values[-1]
-    ids = (logprobs >= threshold).nonzero().squeeze(1)[: n + 64]  # a flat distribution ties everywhere
-    values = logprobs[ids]
-    order = values.argsort(descending=True, stable=True)
-    return list(zip(ids[order].tolist(), values[order].tolist(), strict=True))
+    values, ids = logprobs.topk(n)
+    best = list(zip(ids.tolist(), values.tolist(), strict=True))
+    ties = (logprobs == values[-1]).nonzero().squeeze(1).tolist() if values[-1].isfinite() else []
+    taken = set(ids.tolist())
+    best += [(i, best[-1][1]) for i in ties if i not in taken][:_TIES]
+    return [(i, logprob) for i, logprob in best if logprob > float("-inf")]

@@ -9,7 +9,7 @@ from penstock.engine.block_pool import BlockPool, block_key, root_key
 from penstock.engine.request import EngineRequest
 
 
-@dataclass
+@dataclass(eq=False)
 class Sequence:
     """`ids` are all known tokens, prompt first; the first `computed` of them have keys and values in `blocks`."""
 

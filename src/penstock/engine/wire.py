@@ -9,9 +9,17 @@ from penstock.engine.request import Beat, FromEngine, ToEngine
 
 MAX_FRAME = 2**28
 
+
+class Envelope(msgspec.Struct):
+    """What every message to the engine has."""
+
+    id: int
+
+
 _encoder = msgspec.msgpack.Encoder()
 _to_engine: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
 _from_engine: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
+_envelope = msgspec.msgpack.Decoder(Envelope)
 _config = msgspec.msgpack.Decoder(EngineConfig)
 
 HEADER = 4
@@ -35,6 +43,11 @@ def body_length(header: bytes | bytearray | memoryview) -> int:
 
 def to_engine(body: bytes | memoryview) -> ToEngine:
     return _to_engine.decode(body)
+
+
+def id_of(body: bytes | memoryview) -> int:
+    """The id in a message whose other fields may be wrong. Raises msgspec.ValidationError when it has none."""
+    return _envelope.decode(body).id
 
 
 def from_engine(body: bytes | memoryview) -> FromEngine:

@@ -12,22 +12,24 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-QUERY_ROWS = 256  # queries of a run that are scored together; a later chunk's keys are never touched by an earlier one
+SCORES = 2**24  # elements of one tile of scores; a longer run is scored in slices of its queries
+SLICE = 256  # queries of a run in one tile at most: keys beyond the slice are never touched by it
 
 
 @dataclass
 class RunGroup:
-    """Runs of one length, so that they multiply as one batch.
+    """Runs of one length that multiply as one batch.
 
-    rows: where the group's tokens lie in the step, [start, start + batch * length). blocks: [batch, n] block ids,
-    padded with 0. contexts: tokens that the last token of each run sees, itself included.
+    Their tokens are rows [start, start + batch * length) of the step. contexts: for each run the tokens that its last
+    one sees, itself included. blocks: [batch, n] block ids that hold them; what fills up a shorter row is never seen.
     """
 
     start: int
     length: int
     contexts: list[int]
     blocks: Tensor
-    masks: dict[tuple[int | None, int, int], Tensor | None] = field(default_factory=dict)  # made on first use
+    # the mask of the last slice of queries, for each sliding window: the layers of a step share it
+    masks: dict[int | None, tuple[int, Tensor | None]] = field(default_factory=dict)
 
     @property
     def batch(self) -> int:
@@ -36,38 +38,6 @@ class RunGroup:
     @property
     def end(self) -> int:
         return self.start + self.batch * self.length
-
-    def mask(
-        self, window: int | None, repeats: int, dtype: torch.dtype, first: int, stop: int, width: int
-    ) -> Tensor | None:
-        """What to add to the scores of queries first..stop: 0 where a query sees a key, -inf elsewhere, None if all.
-
-        [1, batch, repeats * (stop - first), width]: the rows of one run, once for each query head of a kv head.
-        """
-        key = (window, repeats, first)
-        if key not in self.masks:
-            seen = self._seen(window, first, stop, width)
-            if seen is None:
-                self.masks[key] = None
-            else:
-                mask = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, float("-inf"))
-                self.masks[key] = mask.repeat(1, repeats, 1).unsqueeze(0)
-        return self.masks[key]
-
-    def width(self, stop: int, block_size: int) -> int:
-        """Cached tokens to score for queries before `stop`: whole blocks, so that the gathered matrix stays dense."""
-        return -(-(max(self.contexts) - self.length + stop) // block_size) * block_size
-
-    def _seen(self, window: int | None, first: int, stop: int, width: int) -> Tensor | None:
-        if self.length == 1 and min(self.contexts) == width and (window is None or width <= window):
-            return None
-        before = torch.tensor(self.contexts).unsqueeze(1) - self.length  # [batch, 1] tokens ahead of each run
-        query = (before + torch.arange(first, stop)).unsqueeze(2)  # position of each query
-        key = torch.arange(width)
-        seen = key <= query  # [batch, stop - first, width]
-        if window is not None:
-            seen &= key > query - window
-        return seen
 
 
 def write_kv(cache: Tensor, slots: Tensor, values: Tensor) -> None:
@@ -86,22 +56,45 @@ def paged_attention(
     repeats = q.shape[1] // kv_heads
     out = torch.empty_like(q)
     for group in groups:
-        batch, length = group.batch, group.length
+        batch, length, longest = group.batch, group.length, max(group.contexts)
         shape = (kv_heads, batch, group.blocks.shape[1] * block_size, dim)
         k = k_cache.flatten(2).index_select(1, group.blocks.flatten()).view(shape)
         v = v_cache.flatten(2).index_select(1, group.blocks.flatten()).view(shape)
         queries = q[group.start : group.end].view(batch, length, kv_heads, repeats, dim)
         mixed = out[group.start : group.end].view(batch, length, kv_heads, repeats, dim)
-        for first in range(0, length, QUERY_ROWS):
-            stop = min(first + QUERY_ROWS, length)
-            width = group.width(stop, block_size)
+        step = max(1, min(SLICE, SCORES // (q.shape[1] * batch * shape[2])))
+        for first in range(0, length, step):
+            stop = min(first + step, length)
+            # whole blocks, so that the gathered matrices stay dense in the last slice
+            width = -(-(longest - length + stop) // block_size) * block_size
             # query heads of one kv head become rows of one matrix: [kv_heads, batch, repeats * rows, dim]
             rows = queries[:, first:stop].permute(2, 0, 3, 1, 4).reshape(kv_heads, batch, -1, dim)
             scores = torch.matmul(rows * scale, k[:, :, :width].transpose(-1, -2))
-            mask = group.mask(window, repeats, q.dtype, first, stop, width)
+            mask = _mask(group, window, first, stop, width, q.dtype)
             if mask is not None:
-                scores += mask
+                scores.view(kv_heads, batch, repeats, stop - first, width).add_(mask)
             part = torch.matmul(torch.softmax(scores, dim=-1), v[:, :, :width])  # softmax sums in float32
             part = part.view(kv_heads, batch, repeats, stop - first, dim)
             mixed[:, first:stop].copy_(part.permute(1, 3, 0, 2, 4))
     return out.flatten(1)
+
+
+def _mask(group: RunGroup, window: int | None, first: int, stop: int, width: int, dtype: torch.dtype) -> Tensor | None:
+    """What to add to the scores of queries first..stop: 0 for a key that is seen, -inf for others, None if all are.
+
+    [batch, 1, stop - first, width]
+    """
+    known = group.masks.get(window)
+    if known is not None and known[0] == first:
+        return known[1]
+    mask = None
+    if group.length > 1 or min(group.contexts) < width or (window is not None and width > window):
+        before = torch.tensor(group.contexts).unsqueeze(1) - group.length  # [batch, 1] tokens ahead of each run
+        query = (before + torch.arange(first, stop)).unsqueeze(2)  # position of each query
+        key = torch.arange(width)
+        hidden = key > query
+        if window is not None:
+            hidden |= key <= query - window
+        mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf")).unsqueeze(1)
+    group.masks[window] = (first, mask)
+    return mask

@@ -83,10 +83,17 @@ class ConfigReader:
         return value
 
     def number(self, key: str, default: float) -> float:
-        value = self.raw.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        value = self.raw.get(key)
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -1e30 < value < 1e30:
             raise ModelError(f"config.json: `{key}` must be a number, not {value!r}")
         return float(value)
+
+    def positive(self, key: str, default: float) -> float:
+        value = self.number(key, default)
+        if value <= 0:
+            raise ModelError(f"config.json: `{key}` must be above zero, not {value!r}")
+        return value
 
     def flag(self, key: str, default: bool = False) -> bool:
         value = self.raw.get(key)
@@ -107,23 +114,20 @@ class ConfigReader:
                 f"config.json: rope scaling {kind!r} is not supported",
                 f"supported: {', '.join(_ROPE_KINDS)}",
             )
-        original = block.get("original_max_position_embeddings") or max_positions
+        original = part.integer("original_max_position_embeddings", max_positions)
         if kind == "dynamic":  # its growth counts from the stated context, whatever else the file says
             original = max_positions
-        if kind == "yarn" and block.get("factor") is None:
-            block = {**block, "factor": max_positions / original}
-            part = ConfigReader(block)
-        attention_factor = block.get("attention_factor")
+        stretched = max_positions / original if kind == "yarn" else 1.0
         return RopeConfig(
-            theta=part.number("rope_theta", self.number("rope_theta", default_theta)),
+            theta=part.positive("rope_theta", self.positive("rope_theta", default_theta)),
             kind=kind,
-            factor=part.number("factor", 1.0),
-            original_max_positions=int(original),
-            low_freq_factor=part.number("low_freq_factor", 1.0),
-            high_freq_factor=part.number("high_freq_factor", 4.0),
+            factor=part.positive("factor", stretched),
+            original_max_positions=original,
+            low_freq_factor=part.positive("low_freq_factor", 1.0),
+            high_freq_factor=part.positive("high_freq_factor", 4.0),
             beta_fast=part.number("beta_fast", 32.0) or 32.0,
             beta_slow=part.number("beta_slow", 1.0) or 1.0,
-            attention_factor=None if attention_factor is None else float(attention_factor),
+            attention_factor=part.number("attention_factor", 0.0) or None,
             mscale=part.number("mscale", 0.0),
             mscale_all_dim=part.number("mscale_all_dim", 0.0),
             truncate=part.flag("truncate", True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,6 +17,21 @@ from penstock.models.config import DecoderConfig, WeightMap
 from penstock.models.weights import DecoderWeights, LayerWeights, load_decoder
 
 KVCache = list[tuple[Tensor, Tensor]]  # per layer keys and values, [kv_heads, blocks, block_size, head_dim]
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """What one step computes: a flat batch of T tokens, run after run.
+
+    ids, positions: [T] each token and its place in its sequence. spans: [T] or None, see Rotary. slots: [T] where its
+    key and value go in the cache. groups: the cached blocks that each run attends to, in the order of the rows.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    spans: Tensor | None
+    slots: Tensor
+    groups: list[RunGroup]
 
 
 class Decoder:
@@ -38,25 +54,13 @@ class Decoder:
             for _ in range(self.config.num_layers)
         ]
 
-    def forward(
-        self,
-        ids: Tensor,
-        positions: Tensor,
-        spans: Tensor | None,
-        slots: Tensor,
-        groups: list[RunGroup],
-        cache: KVCache,
-    ) -> Tensor:
-        """One step over a flat batch of runs: [T] token ids -> [T, hidden], before the final norm.
-
-        positions: [T] place of each token in its sequence; spans: see Rotary; slots: [T] where its key and value go;
-        groups: which cached blocks each run attends to.
-        """
-        cos, sin = self.rotary(positions, spans)
-        x = self.weights.embedding[ids]
-        for layer, window, (k_cache, v_cache) in zip(self.weights.layers, self.config.windows, cache, strict=True):
+    def forward(self, step: StepInputs, cache: KVCache) -> Tensor:
+        """One step over a flat batch of runs: token ids -> [T, hidden], before the final norm. Writes the cache."""
+        cos, sin = self.rotary(step.positions, step.spans)
+        x = self.weights.embedding[step.ids]
+        for layer, window, kv in zip(self.weights.layers, self.config.windows, cache, strict=True):
             h = rms_norm(x, layer.attention_norm, self.config.norm_eps)
-            x = x + self._attention(layer, window, h, cos, sin, slots, groups, k_cache, v_cache)
+            x = x + self._attention(layer, window, h, cos, sin, step, kv)
             h = rms_norm(x, layer.mlp_norm, self.config.norm_eps)
             h = activation_and_mul(linear(h, layer.gate_up), self.config.activation)
             x = x + linear(h, layer.down)
@@ -69,20 +73,19 @@ class Decoder:
         h: Tensor,
         cos: Tensor,
         sin: Tensor,
-        slots: Tensor,
-        groups: list[RunGroup],
-        k_cache: Tensor,
-        v_cache: Tensor,
+        step: StepInputs,
+        kv: tuple[Tensor, Tensor],
     ) -> Tensor:
+        """Self-attention of one layer. h: [T, hidden] -> [T, hidden]."""
         c = self.config
         qkv = linear(h, layer.qkv).view(len(h), -1, c.head_dim)  # [T, heads + 2 kv_heads, dim]
         q, k, v = qkv.split((c.num_heads, c.num_kv_heads, c.num_kv_heads), dim=1)
         if layer.q_norm is not None and layer.k_norm is not None:
             q, k = rms_norm(q, layer.q_norm, c.norm_eps), rms_norm(k, layer.k_norm, c.norm_eps)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        write_kv(k_cache, slots, k)
-        write_kv(v_cache, slots, v)
-        return linear(paged_attention(q, k_cache, v_cache, groups, c.scale, window), layer.out)
+        write_kv(kv[0], step.slots, k)
+        write_kv(kv[1], step.slots, v)
+        return linear(paged_attention(q, *kv, step.groups, c.scale, window), layer.out)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every token of the vocabulary. hidden: [n, hidden] from `forward` -> [n, vocab]."""

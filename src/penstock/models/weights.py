@@ -109,8 +109,16 @@ def load_decoder(folder: Path, config: DecoderConfig, names: WeightMap, dtype: t
             )
         )
     embedding = read(names.embedding, (config.vocab_size, hidden))
-    head = embedding if config.tie_head else read(names.head, (config.vocab_size, hidden))
+    head = _head(read, config, names, embedding)
     return DecoderWeights(embedding, layers, read(names.final_norm, (hidden,)), dense.load(head))
+
+
+def _head(read: TensorReader, config: DecoderConfig, names: WeightMap, embedding: Tensor) -> Tensor:
+    """The output matrix [vocab, hidden]. A checkpoint that says it is tied but stores another one means the other."""
+    if config.tie_head and names.head not in read.entries:
+        return embedding
+    head = read(names.head, (config.vocab_size, config.hidden_size))
+    return embedding if config.tie_head and torch.equal(head, embedding) else head
 
 
 def _read_into(path: Path, offset: int, buffer: Tensor) -> None:

@@ -66,7 +66,10 @@ def plan_kv(
     else:
         wanted, generous = least * rows, max(0, min(room, usable // 4)) // block
         blocks = max(least, min(wanted, generous))
-        reason = f"{rows} x {total_tokens} tokens" if blocks == wanted else "a quarter of the free memory"
+        if blocks == wanted:
+            reason = f"{rows} x {total_tokens} tokens"
+        else:
+            reason = "one longest sequence" if blocks == least else "a quarter of the free memory"
     need = footprint.weights + footprint.step + blocks * block
     if need > usable:
         raise ResourceError(

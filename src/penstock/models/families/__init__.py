@@ -9,6 +9,7 @@ from typing import Any
 
 from penstock.errors import ModelError, UsageError
 from penstock.hub.config import read_config, read_settings
+from penstock.kernels.norms import ACTIVATIONS
 from penstock.models.config import DecoderConfig, WeightMap
 from penstock.models.families import llama, mistral, qwen
 
@@ -40,13 +41,14 @@ def describe(
     raw = read_config(folder)
     kind = raw.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
-        names = ", ".join(raw.get("architectures") or [str(kind)])
+        names = ", ".join(map(str, raw.get("architectures") or [kind]))
         raise ModelError(
             f"unsupported architecture: {names} (model_type {kind!r})",
             f"supported model types: {', '.join(FAMILIES)}",
         )
     if raw.get("quantization_config"):
-        method = (raw["quantization_config"] or {}).get("quant_method", "unknown")
+        settings = raw["quantization_config"]
+        method = settings.get("quant_method") if isinstance(settings, dict) else settings
         raise ModelError(
             f"the checkpoint is quantized ({method}), which is not supported yet",
             hint="use the unquantized checkpoint of the same model",
@@ -55,6 +57,8 @@ def describe(
     config = family.read_config(raw)
     if config.num_heads % config.num_kv_heads:
         raise ModelError("config.json: the number of heads must be a multiple of the number of kv heads")
+    if config.activation not in ACTIVATIONS:
+        raise ModelError(f"unsupported activation {config.activation!r}", f"supported: {', '.join(ACTIVATIONS)}")
     if rope_scaling or rope_factor:
         config = _override_rope(config, rope_scaling or "linear", rope_factor or 1.0)
     return replace(config, eos_ids=_eos_ids(folder, raw)), family.weights
@@ -63,6 +67,8 @@ def describe(
 def _override_rope(config: DecoderConfig, kind: str, factor: float) -> DecoderConfig:
     if kind not in ("linear", "dynamic"):
         raise UsageError(f"unknown rope scaling {kind!r}", hint="--rope-scaling takes linear or dynamic")
+    if not 1 <= factor <= 1e4:
+        raise UsageError(f"--rope-factor {factor} is not between 1 and 10000")
     rope = replace(config.rope, kind=kind, factor=factor, original_max_positions=config.max_positions)
     return replace(config, rope=rope, max_positions=int(config.max_positions * factor))
 
