@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
+KERNELS := $(wildcard src/penstock/kernels/cpu/*)
+FOLDERS := $(shell find src -type d ! -name __pycache__)
 PORT ?= 3000
 ASK ?= "How do I list my jobs on Slurm?"
 
@@ -15,7 +17,8 @@ install: $(VENV)/.installed
 dev: $(VENV)/.dev
 
 # torch comes first and pinned: left to a range, pip takes the newest build with gigabytes of CUDA.
-$(VENV)/.installed: pyproject.toml constraints.txt
+# The folders are there because an editable install must learn of new and removed modules.
+$(VENV)/.installed: pyproject.toml constraints.txt CMakeLists.txt $(KERNELS) $(FOLDERS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "penstock needs Python 3.11 or newer; this is `$(PYTHON) --version`. Try: make PYTHON=python3.11" >&2; exit 3; }
 	$(PYTHON) -m venv $(VENV)

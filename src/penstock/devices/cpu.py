@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from functools import cache
 from math import prod
 
 import torch
@@ -14,7 +15,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 def fast_bfloat16() -> bool:
     """Whether matrix products in bfloat16 run natively (AVX512_BF16, AMX or the like)."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and "bf16" in _flags()
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and any("bf16" in flag for flag in flags())
 
 
 def choose_dtype(asked: str, checkpoint: str | None) -> tuple[torch.dtype, str]:
@@ -42,12 +43,16 @@ def zeros_on_demand(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     size = prod(shape) * dtype.itemsize
     if size == 0:
         return torch.zeros(shape, dtype=dtype)
-    return torch.frombuffer(mmap.mmap(-1, size), dtype=dtype).view(shape)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=dtype).view(shape)
 
 
-def _flags() -> str:
+@cache
+def flags() -> frozenset[str]:
+    """The processor's features as the kernel names them (avx2, avx512f, bf16 ...); empty where it does not tell."""
     try:
         with open("/proc/cpuinfo") as file:
-            return next((line for line in file if line.startswith(("flags", "Features"))), "")
+            line = next((line for line in file if line.startswith(("flags", "Features"))), "")
     except OSError:
-        return ""
+        return frozenset()
+    return frozenset(line.partition(":")[2].split())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Sequence
 
 
@@ -32,7 +32,7 @@ class BlockPool:
         self.num_blocks, self.block_size = num_blocks, block_size
         self._refs = [0] * num_blocks
         self._keys: list[bytes | None] = [None] * num_blocks
-        self._free: deque[int] = deque(range(num_blocks))
+        self._free = list(range(num_blocks - 1, -1, -1))  # the last freed goes out first: its pages are warm
         self._cached: OrderedDict[int, None] = OrderedDict()  # least recently used first
         self._index: dict[bytes, int] = {}
 
@@ -53,7 +53,7 @@ class BlockPool:
         blocks = []
         for _ in range(n):
             if self._free:
-                block = self._free.popleft()
+                block = self._free.pop()
             else:
                 block, _none = self._cached.popitem(last=False)
                 self._forget(block)

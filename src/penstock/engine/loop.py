@@ -48,6 +48,7 @@ class EngineLoop:
             model.limits.max_batch_size,
             config.prefix_caching,
         )
+        self._prefix_caching = config.prefix_caching
         self._watermark = Watermark(config.watermark_gamma, config.watermark_delta)
         self._sequences: dict[int, Sequence] = {}
         self._numbers = itertools.count()
@@ -139,7 +140,8 @@ class EngineLoop:
         for run in step.runs:
             self.stats.prompt_tokens += max(0, min(run.length, run.sequence.prompt_length - run.sequence.computed))
             run.sequence.computed += run.length
-            run.sequence.publish(self._pool)
+            if self._prefix_caching:
+                run.sequence.publish(self._pool)
         return [self._advance(run.sequence, token) for (run, _row), token in zip(ending, tokens, strict=True)]
 
     def _score_prompts(self, step: Step, hidden: torch.Tensor) -> None:

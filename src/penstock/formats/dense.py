@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from penstock.devices.cpu import fast_bfloat16
+from penstock.kernels.norms import ACTIVATIONS
 
+_FUSED = {"silu": "swish", "swish": "swish"}  # by oneDNN's names
 _ROWS_HINT = 32  # the layout is chosen for about this many rows a step; good from 1 to 512
 
 
@@ -37,6 +39,30 @@ def load(weight: Tensor, bias: Tensor | None = None) -> DenseWeight:
 def linear(x: Tensor, packed: DenseWeight) -> Tensor:
     """x @ weight.T + bias. x: [T, in] -> [T, out]."""
     if packed.packed:
-        result: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed.weight, packed.bias, "none", [], "")
-        return result
+        return _product(x, packed, "none")
     return F.linear(x, packed.weight, packed.bias)
+
+
+def linear_add(x: Tensor, packed: DenseWeight, residual: Tensor) -> Tensor:
+    """residual + linear(x, packed). x: [T, in]; residual: [T, out] -> [T, out]."""
+    if packed.packed:
+        result: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, packed.weight, packed.bias, "add")
+        return result
+    return F.linear(x, packed.weight, packed.bias).add_(residual)
+
+
+def gated(x: Tensor, gate: DenseWeight, up: DenseWeight, activation: str) -> Tensor:
+    """activation(linear(x, gate)) * linear(x, up). x: [T, in] -> [T, out].
+
+    Packed weights apply the activation and the product while the tile is still in a register.
+    """
+    if gate.packed and up.packed and activation in _FUSED:
+        opened = _product(x, gate, _FUSED[activation])
+        result: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, opened, up.weight, up.bias, "mul")
+        return result
+    return ACTIVATIONS[activation](linear(x, gate)).mul_(linear(x, up))
+
+
+def _product(x: Tensor, packed: DenseWeight, activation: str) -> Tensor:
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed.weight, packed.bias, activation, [], "")
+    return result

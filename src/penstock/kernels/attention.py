@@ -1,4 +1,7 @@
-"""Paged attention in plain torch: runs of any length over a cache of blocks.
+"""Paged attention: runs of any length over a cache of blocks.
+
+Short runs go to the compiled kernel, which reads the blocks where they lie. Long ones, and all of them where nothing is
+compiled, are gathered and multiplied by torch.
 
 The cache of one layer is two tensors [kv_heads, blocks, block_size, head_dim]: with the heads outermost, the blocks of
 one sequence gather into a matrix per head by copying whole blocks, and grouped query heads multiply it without being
@@ -12,7 +15,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from penstock.kernels import native
+
 SCORES = 2**24  # elements of one tile of scores; a longer run is scored in slices of its queries
+SHORT = 8  # longest run for the compiled kernel; beyond, matrix products share more of the work
 SLICE = 256  # queries of a run in one tile at most: keys beyond the slice are never touched by it
 
 
@@ -52,31 +58,42 @@ def paged_attention(
 
     The run's own keys and values are in the cache already. window: how many tokens back a query sees, itself included.
     """
-    kv_heads, _blocks, block_size, dim = k_cache.shape
-    repeats = q.shape[1] // kv_heads
     out = torch.empty_like(q)
+    compiled = native.can_attend(q, k_cache)
     for group in groups:
-        batch, length, longest = group.batch, group.length, max(group.contexts)
-        shape = (kv_heads, batch, group.blocks.shape[1] * block_size, dim)
-        k = k_cache.flatten(2).index_select(1, group.blocks.flatten()).view(shape)
-        v = v_cache.flatten(2).index_select(1, group.blocks.flatten()).view(shape)
-        queries = q[group.start : group.end].view(batch, length, kv_heads, repeats, dim)
-        mixed = out[group.start : group.end].view(batch, length, kv_heads, repeats, dim)
-        step = max(1, min(SLICE, SCORES // (q.shape[1] * batch * shape[2])))
-        for first in range(0, length, step):
-            stop = min(first + step, length)
-            # whole blocks, so that the gathered matrices stay dense in the last slice
-            width = -(-(longest - length + stop) // block_size) * block_size
-            # query heads of one kv head become rows of one matrix: [kv_heads, batch, repeats * rows, dim]
-            rows = queries[:, first:stop].permute(2, 0, 3, 1, 4).reshape(kv_heads, batch, -1, dim)
-            scores = torch.matmul(rows * scale, k[:, :, :width].transpose(-1, -2))
-            mask = _mask(group, window, first, stop, width, q.dtype)
-            if mask is not None:
-                scores.view(kv_heads, batch, repeats, stop - first, width).add_(mask)
-            part = torch.matmul(torch.softmax(scores, dim=-1), v[:, :, :width])  # softmax sums in float32
-            part = part.view(kv_heads, batch, repeats, stop - first, dim)
-            mixed[:, first:stop].copy_(part.permute(1, 3, 0, 2, 4))
+        rows = slice(group.start, group.end)
+        if compiled and group.length <= SHORT:
+            native.attend(q[rows], out[rows], k_cache, v_cache, group.blocks, group.contexts, scale, window)
+        else:
+            _attend(q[rows], out[rows], k_cache, v_cache, group, scale, window)
     return out.flatten(1)
+
+
+def _attend(
+    q: Tensor, out: Tensor, k_cache: Tensor, v_cache: Tensor, group: RunGroup, scale: float, window: int | None
+) -> None:
+    """One group by two matrix products over its gathered keys and values. q, out: [batch * length, heads, dim]."""
+    kv_heads, _blocks, block_size, dim = k_cache.shape
+    batch, length, longest, repeats = group.batch, group.length, max(group.contexts), q.shape[1] // kv_heads
+    shape = (kv_heads, batch, group.blocks.shape[1] * block_size, dim)
+    k = k_cache.flatten(2).index_select(1, group.blocks.flatten()).view(shape)
+    v = v_cache.flatten(2).index_select(1, group.blocks.flatten()).view(shape)
+    queries = q.view(batch, length, kv_heads, repeats, dim)
+    mixed = out.view(batch, length, kv_heads, repeats, dim)
+    step = max(1, min(SLICE, SCORES // (q.shape[1] * batch * shape[2])))
+    for first in range(0, length, step):
+        stop = min(first + step, length)
+        # whole blocks, so that the gathered matrices stay dense in the last slice
+        width = -(-(longest - length + stop) // block_size) * block_size
+        # query heads of one kv head become rows of one matrix: [kv_heads, batch, repeats * rows, dim]
+        rows = queries[:, first:stop].permute(2, 0, 3, 1, 4).reshape(kv_heads, batch, -1, dim)
+        scores = torch.matmul(rows * scale, k[:, :, :width].transpose(-1, -2))
+        mask = _mask(group, window, first, stop, width, q.dtype)
+        if mask is not None:
+            scores.view(kv_heads, batch, repeats, stop - first, width).add_(mask)
+        part = torch.matmul(torch.softmax(scores, dim=-1), v[:, :, :width])  # softmax sums in float32
+        part = part.view(kv_heads, batch, repeats, stop - first, dim)
+        mixed[:, first:stop].copy_(part.permute(1, 3, 0, 2, 4))
 
 
 def _mask(group: RunGroup, window: int | None, first: int, stop: int, width: int, dtype: torch.dtype) -> Tensor | None:

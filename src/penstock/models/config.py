@@ -65,7 +65,8 @@ class WeightMap:
     out: tuple[str, ...] = ("self_attn.o_proj",)
     q_norm: str = "self_attn.q_norm.weight"
     k_norm: str = "self_attn.k_norm.weight"
-    gate_up: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
+    gate: tuple[str, ...] = ("mlp.gate_proj",)
+    up: tuple[str, ...] = ("mlp.up_proj",)
     down: tuple[str, ...] = ("mlp.down_proj",)
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from penstock.devices.cpu import zeros_on_demand
-from penstock.formats.dense import linear
+from penstock.formats.dense import gated, linear, linear_add
 from penstock.kernels.attention import RunGroup, paged_attention, write_kv
-from penstock.kernels.norms import activation_and_mul, rms_norm
+from penstock.kernels.norms import rms_norm
 from penstock.kernels.rotary import Rotary, rotate
 from penstock.models.config import DecoderConfig, WeightMap
 from penstock.models.weights import DecoderWeights, LayerWeights, load_decoder
@@ -60,10 +60,9 @@ class Decoder:
         x = self.weights.embedding[step.ids]
         for layer, window, kv in zip(self.weights.layers, self.config.windows, cache, strict=True):
             h = rms_norm(x, layer.attention_norm, self.config.norm_eps)
-            x = x + self._attention(layer, window, h, cos, sin, step, kv)
+            x = linear_add(self._attention(layer, window, h, cos, sin, step, kv), layer.out, x)
             h = rms_norm(x, layer.mlp_norm, self.config.norm_eps)
-            h = activation_and_mul(linear(h, layer.gate_up), self.config.activation)
-            x = x + linear(h, layer.down)
+            x = linear_add(gated(h, layer.gate, layer.up, self.config.activation), layer.down, x)
         return x
 
     def _attention(
@@ -76,7 +75,7 @@ class Decoder:
         step: StepInputs,
         kv: tuple[Tensor, Tensor],
     ) -> Tensor:
-        """Self-attention of one layer. h: [T, hidden] -> [T, hidden]."""
+        """Self-attention of one layer, before its output projection. h: [T, hidden] -> [T, heads * head_dim]."""
         c = self.config
         qkv = linear(h, layer.qkv).view(len(h), -1, c.head_dim)  # [T, heads + 2 kv_heads, dim]
         q, k, v = qkv.split((c.num_heads, c.num_kv_heads, c.num_kv_heads), dim=1)
@@ -85,7 +84,7 @@ class Decoder:
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         write_kv(kv[0], step.slots, k)
         write_kv(kv[1], step.slots, v)
-        return linear(paged_attention(q, *kv, step.groups, c.scale, window), layer.out)
+        return paged_attention(q, *kv, step.groups, c.scale, window)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every token of the vocabulary. hidden: [n, hidden] from `forward` -> [n, vocab]."""

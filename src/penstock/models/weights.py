@@ -28,7 +28,8 @@ class LayerWeights:
     k_norm: Tensor | None
     out: DenseWeight
     mlp_norm: Tensor
-    gate_up: DenseWeight
+    gate: DenseWeight
+    up: DenseWeight
     down: DenseWeight
 
 
@@ -104,7 +105,8 @@ def load_decoder(folder: Path, config: DecoderConfig, names: WeightMap, dtype: t
                 k_norm=read(prefix + names.k_norm, (config.head_dim,)) if config.qk_norm else None,
                 out=matrix(prefix, names.out, (hidden,), q, config.out_bias),
                 mlp_norm=read(prefix + names.mlp_norm, (hidden,)),
-                gate_up=matrix(prefix, names.gate_up, (wide, wide), hidden, config.mlp_bias),
+                gate=matrix(prefix, names.gate, (wide,), hidden, config.mlp_bias),
+                up=matrix(prefix, names.up, (wide,), hidden, config.mlp_bias),
                 down=matrix(prefix, names.down, (hidden,), wide, config.mlp_bias),
             )
         )

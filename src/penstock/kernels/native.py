@@ -1,0 +1,120 @@
+"""The C++ kernels of kernels/cpu: found, checked and called through ctypes; absent where nothing was compiled.
+
+`LIBRARY` is chosen once, at import: the best level that this processor runs. PENSTOCK_CPU_KERNELS names another (v4,
+v3, generic) or switches them off (none). torch must be imported first: the library then shares its OpenMP threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sysconfig
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from penstock.devices.cpu import flags
+
+_VERSION = 1
+_LEVELS = {"v4": {"avx512f", "avx512bw", "avx512dq", "avx512vl"}, "v3": {"avx2", "fma", "bmi2"}, "generic": set[str]()}
+MAX_HEAD_DIM = 256
+
+_int, _float, _pointer = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
+_SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
+
+
+def _load() -> ctypes.CDLL | None:
+    """The library of the best level that is installed and that the processor runs."""
+    asked = os.environ.get("PENSTOCK_CPU_KERNELS", "")
+    have = flags()
+    for level, needed in _LEVELS.items():
+        if asked not in ("", level) or not needed <= have:
+            continue
+        # beside this file in an installed package; among the built files when the sources are installed editable
+        for folder in (Path(__file__).parent, Path(sysconfig.get_path("platlib"), "penstock", "kernels")):
+            try:
+                library = ctypes.CDLL(str(folder / f"libpenstock_cpu_{level}.so"))
+            except OSError:
+                continue
+            if library.penstock_kernels_version() == _VERSION:
+                return _declare(library)
+    return None
+
+
+def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
+    attention = [_pointer] * 5 + [_int, _pointer] + [_int] * 7 + [_float, _int]
+    for suffix in _SUFFIX.values():
+        function = getattr(library, f"penstock_attention_{suffix}")
+        function.argtypes, function.restype = attention, None
+    library.penstock_rms_norm_bf16.argtypes = [_pointer, _int, _pointer, _pointer, _int, _int, _float]
+    library.penstock_rms_norm_bf16.restype = None
+    return library
+
+
+LIBRARY = _load()
+
+
+def can_attend(q: Tensor, cache: Tensor) -> bool:
+    """Whether `attend` takes these: a type and a head size that the kernels know, laid out densely."""
+    return (
+        LIBRARY is not None
+        and q.dtype in _SUFFIX
+        and cache.dtype == q.dtype
+        and q.shape[-1] <= MAX_HEAD_DIM
+        and q.is_contiguous()
+        and cache.is_contiguous()
+    )
+
+
+def attend(
+    q: Tensor,
+    out: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    tables: Tensor,
+    contexts: Sequence[int],
+    scale: float,
+    window: int | None,
+) -> None:
+    """Attention of runs of one length, written to `out`. Only what `can_attend` allows.
+
+    q, out: [batch * length, heads, dim]; caches: [kv_heads, blocks, block_size, dim]; tables: [batch, n] int64 block
+    ids; contexts: for each run the tokens that its last query sees. window: how many tokens back a query sees.
+    """
+    kv_heads, num_blocks, block_size, dim = k_cache.shape
+    ends = torch.tensor(contexts)
+    tables = tables.contiguous()
+    getattr(LIBRARY, f"penstock_attention_{_SUFFIX[q.dtype]}")(
+        q.data_ptr(),
+        out.data_ptr(),
+        k_cache.data_ptr(),
+        v_cache.data_ptr(),
+        tables.data_ptr(),
+        tables.shape[1],
+        ends.data_ptr(),
+        len(contexts),
+        len(q) // len(contexts),
+        q.shape[1],
+        kv_heads,
+        num_blocks,
+        block_size,
+        dim,
+        scale,
+        window or 0,
+    )
+
+
+def can_norm(x: Tensor, weight: Tensor) -> bool:
+    """Whether `rms_norm` takes these: bfloat16 rows that are dense in themselves."""
+    return LIBRARY is not None and x.dtype == weight.dtype == torch.bfloat16 and x.is_contiguous()
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / rms(x) * weight over the last axis. x: [..., n] contiguous bfloat16; weight: [n]."""
+    n = x.shape[-1]
+    out = torch.empty_like(x)
+    assert LIBRARY is not None  # noqa: S101 (can_norm)
+    LIBRARY.penstock_rms_norm_bf16(x.data_ptr(), n, weight.data_ptr(), out.data_ptr(), x.numel() // n, n, eps)
+    return out

@@ -1,0 +1,62 @@
+"""The compiled kernels against their twins, at every level that this machine runs; and life without them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from penstock.devices.cpu import flags
+from penstock.kernels import native
+from tests.checkpoints import save_tiny
+
+LEVELS = [level for level, needed in native._LEVELS.items() if needed <= flags()]
+needs_compiler = pytest.mark.skipif(
+    shutil.which("c++") is None and shutil.which("g++") is None,
+    reason="no C++ compiler: the kernels are not built here",
+)
+
+
+def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=Path(__file__).parents[2],
+    )
+
+
+@needs_compiler
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_level_matches_the_twins(level: str) -> None:
+    done = python("-m", "tests.kernels.compare", "150", PENSTOCK_CPU_KERNELS=level, OMP_NUM_THREADS="2")
+    assert done.returncode == 0, done.stderr[-1500:]
+    assert f"libpenstock_cpu_{level}.so" in done.stdout
+
+
+@needs_compiler
+def test_the_best_level_is_taken() -> None:
+    assert native.LIBRARY is not None
+    assert native.LIBRARY._name.endswith(f"_{LEVELS[0]}.so")
+
+
+def test_without_kernels_the_tokens_are_the_same(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "model", "mistral")
+    (tmp_path / "in.jsonl").write_text('{"prompt_token_ids": [5, 6, 7]}\n{"prompt": "the quick brown fox"}\n')
+    texts = []
+    for level in ("none", ""):
+        out = tmp_path / f"out-{level}.jsonl"
+        done = python(
+            *("-m", "penstock.cli.main", "generate", str(folder), "--input", str(tmp_path / "in.jsonl")),
+            *("--output", str(out), "--max-new-tokens", "100", "--ignore-eos", "--dtype", "float32"),
+            PENSTOCK_CPU_KERNELS=level,
+        )
+        assert done.returncode == 0, done.stderr[-1500:]
+        texts.append(sorted(out.read_text().splitlines()))
+    assert texts[0] == texts[1]
