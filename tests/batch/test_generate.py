@@ -303,7 +303,7 @@ def test_weights_that_are_not_numbers(tiny_llama: Path, tmp_path: Path) -> None:
     for file in tiny_llama.iterdir():
         (bad / file.name).write_bytes(file.read_bytes())
     weights = load_file(bad / "model.safetensors")
-    weights["model.norm.weight"].fill(np.nan)
+    weights["model.embed_tokens.weight"][2:] = np.nan  # all but the first tokens, one of which the engine tries itself
     save_file(weights, bad / "model.safetensors")
     (tmp_path / "p.txt").write_text("hello\nfox\n")
     done = penstock("generate", bad, "-i", tmp_path / "p.txt", "-o", tmp_path / "o.jsonl", *FAST, home=tmp_path)

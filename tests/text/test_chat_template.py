@@ -102,6 +102,8 @@ HOSTILE = [
     "{{ 'a' | indent(1000000000, true) }}",
     "{{ '%1000000000d' | format(1) }}",
     "{{ '{:1000000000}'.format(1) }}",
+    "{{ '{:{w}}'.format(1, w=1000000000) }}",
+    "{{ '{x:1000000000}'.format_map({'x': 1}) }}",
     "{{ lipsum.__globals__ }}",
     "{{ messages | map(attribute='__class__') | list }}{{ messages[0] | attr('__class__') | string + 1 }}",
 ]

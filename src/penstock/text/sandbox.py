@@ -77,6 +77,20 @@ class Sandbox(ImmutableSandboxedEnvironment):
             _cap_width(__obj.__self__)
         return super().call(__context, __obj, *args, **kwargs)
 
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """jinja's stand-in for str.format hides the string that it formats from `call`: its widths are capped here."""
+        wrapped = super().wrap_str_format(value)
+        if wrapped is None:
+            return None
+
+        @functools.wraps(wrapped)
+        def call(*args: Any, **kwargs: Any) -> str:
+            _cap_numbers(args, kwargs)
+            _cap_width(value.__self__)
+            return wrapped(*args, **kwargs)
+
+        return call
+
     def getattr(self, obj: Any, attribute: str) -> Any:
         self.check()
         return super().getattr(obj, attribute)
