@@ -206,6 +206,14 @@ def test_an_absent_window_is_mistrals_default(tmp_path: Path) -> None:
         assert AutoConfig.from_pretrained(folder).sliding_window == expected
 
 
+def test_bfloat16_in_chunks(tmp_path: Path) -> None:
+    """Steps in the middle of a prompt, from which nothing but keys and values is wanted, in half precision too."""
+    folder = save_tiny(tmp_path / "model", "llama")
+    engine = EngineLoop.load(EngineConfig(str(folder), dtype="bfloat16", max_batch_prefill_tokens=16))
+    results = generate(engine, requests(prompts(4, 90), 8))
+    assert all(len(r.ids) == 8 and r.finish == "length" for r in results.values())
+
+
 def test_bfloat16_stays_near_float32(tmp_path: Path) -> None:
     """The packed half-precision path: likeliest tokens of the float32 model stay among its five likeliest."""
     folder = save_tiny(tmp_path / "model", "llama")

@@ -132,17 +132,16 @@ class EngineLoop:
         step = build_step(runs, self._pool.block_size, self._dynamic_rope)
         hidden = self._decoder.forward(step.inputs, self._cache)
         self._score_prompts(step, hidden)
-        ending = [(run, row) for run, row in zip(step.runs, step.last_rows, strict=True) if run.reaches_end]
         tokens: list[Token | BrokenScores] = []
-        if ending:
-            logits = self._decoder.logits(hidden[[row for _run, row in ending]])
-            tokens = sampler.choose(logits, [run.sequence for run, _row in ending], self._watermark)
+        if step.ending:
+            logits = self._decoder.logits(hidden[step.ending_rows])
+            tokens = sampler.choose(logits, [run.sequence for run in step.ending], self._watermark)
         for run in step.runs:
             self.stats.prompt_tokens += max(0, min(run.length, run.sequence.prompt_length - run.sequence.computed))
             run.sequence.computed += run.length
             if self._prefix_caching:
                 run.sequence.publish(self._pool)
-        return [self._advance(run.sequence, token) for (run, _row), token in zip(ending, tokens, strict=True)]
+        return [self._advance(run.sequence, token) for run, token in zip(step.ending, tokens, strict=True)]
 
     def _score_prompts(self, step: Step, hidden: torch.Tensor) -> None:
         """Log-probabilities of prompt tokens, for the runs whose requests ask."""

@@ -9,23 +9,29 @@ import torch
 
 from penstock.engine.scheduler import Run
 from penstock.kernels.attention import RunGroup
-from penstock.models.decoder import StepInputs
+from penstock.models.decoder import StepInputs, Wanted
 
 GATHERED = 2**15  # cached tokens that one group of several runs gathers at most
 
 
 @dataclass(frozen=True)
 class Step:
-    """The runs in the order of their rows, what the decoder is given, and the row of each run's last token."""
+    """The runs in the order of their rows and what the decoder is given.
+
+    last_rows: for each run the row of its last token. ending: the runs that reach their end, whose next token is
+    chosen; ending_rows: where their last tokens lie in what the decoder returns.
+    """
 
     runs: list[Run]
     inputs: StepInputs
     last_rows: list[int]
+    ending: list[Run]
+    ending_rows: list[int]
 
 
 def build_step(runs: list[Run], block_size: int, dynamic_rope: bool) -> Step:
     """Gather what the decoder needs for these runs. The sequences already hold blocks for them."""
-    runs = sorted(runs, key=lambda run: _kind(run, block_size))
+    runs = sorted(runs, key=lambda run: _kind(run.length, run, block_size))
     ids: list[int] = []
     positions: list[int] = []
     slots: list[int] = []
@@ -40,14 +46,22 @@ def build_step(runs: list[Run], block_size: int, dynamic_rope: bool) -> Step:
         if dynamic_rope:
             spans += [max(s.prompt_length, p + 1) for p in range(start, stop)]
         last_rows.append(len(ids) - 1)
+    ends = [(run, row) for run, row in zip(runs, last_rows, strict=True) if run.reaches_end]
+    ends.sort(key=lambda end: _kind(1, end[0], block_size))
+    ending, ending_rows = [run for run, _row in ends], [row for _run, row in ends]
+    wanted = None
+    if len(ends) < len(ids) and not any(run.sequence.request.prompt_logprobs for run in runs):
+        wanted = Wanted(torch.tensor(ending_rows, dtype=torch.int64), list(_groups(ending, block_size, length=1)))
+        ending_rows = list(range(len(ends)))
     inputs = StepInputs(
         ids=torch.tensor(ids),
         positions=torch.tensor(positions),
         spans=torch.tensor(spans) if dynamic_rope else None,
         slots=torch.tensor(slots),
         groups=list(_groups(runs, block_size)),
+        wanted=wanted,
     )
-    return Step(runs, inputs, last_rows)
+    return Step(runs, inputs, last_rows, ending, ending_rows)
 
 
 def _blocks(run: Run, block_size: int) -> int:
@@ -55,14 +69,17 @@ def _blocks(run: Run, block_size: int) -> int:
     return -(-(run.sequence.computed + run.length) // block_size)
 
 
-def _kind(run: Run, block_size: int) -> tuple[int, int]:
+def _kind(length: int, run: Run, block_size: int) -> tuple[int, int]:
     """Runs of one kind may share a rectangle: equal length, and contexts within a factor of two, so that one long
     sequence does not make the short ones beside it pay its length."""
-    return run.length, (_blocks(run, block_size) - 1).bit_length()
+    return length, (_blocks(run, block_size) - 1).bit_length()
 
 
-def _groups(runs: list[Run], block_size: int) -> Iterator[RunGroup]:
-    """Cut the sorted runs into groups of one kind, each gathering a bounded number of tokens."""
+def _groups(runs: list[Run], block_size: int, length: int | None = None) -> Iterator[RunGroup]:
+    """Cut the sorted runs into groups of one kind, each gathering a bounded number of tokens.
+
+    length: of the end of each run that attends; None for the whole of it.
+    """
     members: list[Run] = []
     start = width = 0
     for i, run in enumerate(runs):
@@ -71,7 +88,7 @@ def _groups(runs: list[Run], block_size: int) -> Iterator[RunGroup]:
         following = runs[i + 1] if i + 1 < len(runs) else None
         if (
             following is not None
-            and _kind(following, block_size) == _kind(run, block_size)
+            and _kind(length or following.length, following, block_size) == _kind(length or run.length, run, block_size)
             and max(width, _blocks(following, block_size)) * block_size * (len(members) + 1) <= GATHERED
         ):
             continue
@@ -79,6 +96,6 @@ def _groups(runs: list[Run], block_size: int) -> Iterator[RunGroup]:
         table = [m.sequence.blocks[:width] for m in members]
         # a row is filled up with its own last block: nobody else's numbers come near it
         blocks = torch.tensor([row + row[-1:] * (width - len(row)) for row in table])
-        yield RunGroup(start, run.length, contexts, blocks)
-        start += run.length * len(members)
+        yield RunGroup(start, length or run.length, contexts, blocks)
+        start += (length or run.length) * len(members)
         members, width = [], 0

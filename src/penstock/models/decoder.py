@@ -20,11 +20,21 @@ KVCache = list[tuple[Tensor, Tensor]]  # per layer keys and values, [kv_heads, b
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """The rows of a step whose result is needed, and how they attend as runs of length 1, in the same order."""
+
+    rows: Tensor  # [R] int64
+    groups: list[RunGroup]
+
+
+@dataclass(frozen=True)
 class StepInputs:
     """What one step computes: a flat batch of T tokens, run after run.
 
     ids, positions: [T] each token and its place in its sequence. spans: [T] or None, see Rotary. slots: [T] where its
-    key and value go in the cache. groups: the cached blocks that each run attends to, in the order of the rows.
+    key and value go in the cache. groups: the cached blocks that each run attends to, in the order of the rows. wanted:
+    None where every row is. A prompt's other rows are there for their keys and values alone, so the last layer does
+    nothing else for them.
     """
 
     ids: Tensor
@@ -32,6 +42,7 @@ class StepInputs:
     spans: Tensor | None
     slots: Tensor
     groups: list[RunGroup]
+    wanted: Wanted | None = None
 
 
 class Decoder:
@@ -55,12 +66,18 @@ class Decoder:
         ]
 
     def forward(self, step: StepInputs, cache: KVCache) -> Tensor:
-        """One step over a flat batch of runs: token ids -> [T, hidden], before the final norm. Writes the cache."""
+        """One step over a flat batch of runs; writes the cache. Returns [R, hidden], before the final norm, of the rows
+        that are wanted, in their order."""
         cos, sin = self.rotary(step.positions, step.spans)
         x = self.weights.embedding[step.ids]
-        for layer, window, kv in zip(self.weights.layers, self.config.windows, cache, strict=True):
+        last = len(self.weights.layers) - 1
+        for i, layer in enumerate(self.weights.layers):
+            wanted = step.wanted if i == last else None
             h = rms_norm(x, layer.attention_norm, self.config.norm_eps)
-            x = linear_add(self._attention(layer, window, h, cos, sin, step, kv), layer.out, x)
+            h = self._attention(layer, self.config.windows[i], h, cos, sin, step, wanted, cache[i])
+            if len(h) == 0:  # the middle of a prompt: keys and values were all
+                return x[:0]
+            x = linear_add(h, layer.out, x if wanted is None else x[wanted.rows])
             h = rms_norm(x, layer.mlp_norm, self.config.norm_eps)
             x = linear_add(gated(h, layer.gate, layer.up, self.config.activation), layer.down, x)
         return x
@@ -73,9 +90,10 @@ class Decoder:
         cos: Tensor,
         sin: Tensor,
         step: StepInputs,
+        wanted: Wanted | None,
         kv: tuple[Tensor, Tensor],
     ) -> Tensor:
-        """Self-attention of one layer, before its output projection. h: [T, hidden] -> [T, heads * head_dim]."""
+        """Self-attention of one layer, before its output projection. h: [T, hidden] -> [T or R, heads * head_dim]."""
         c = self.config
         qkv = linear(h, layer.qkv).view(len(h), -1, c.head_dim)  # [T, heads + 2 kv_heads, dim]
         q, k, v = qkv.split((c.num_heads, c.num_kv_heads, c.num_kv_heads), dim=1)
@@ -84,7 +102,10 @@ class Decoder:
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         write_kv(kv[0], step.slots, k)
         write_kv(kv[1], step.slots, v)
-        return paged_attention(q, *kv, step.groups, c.scale, window)
+        groups = step.groups
+        if wanted is not None:
+            q, groups = q[wanted.rows], wanted.groups
+        return paged_attention(q, *kv, groups, c.scale, window)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every token of the vocabulary. hidden: [n, hidden] from `forward` -> [n, vocab]."""
