@@ -41,6 +41,23 @@ def test_what_it_prints(start_server: StartServer, tiny_llama: Path) -> None:
         assert words in text, words
 
 
+def test_the_first_question_is_answered_before_the_block(tmp_path: Path) -> None:
+    """What `make run` does: the bundled model, asked over HTTP; the answer on stdout, then what to paste."""
+    server = launch(tmp_path, "demo", "--ask", "How do I list my jobs on Slurm?")
+    out = server.process.stdout
+    assert out is not None
+    try:
+        answer = out.readline().decode()
+        assert "squeue" in answer
+        assert json.loads(out.readline())["model"] == "demo"
+        text = server.errors
+        assert text.index("> How do I list my jobs") < text.index("Serving demo at")
+        server.interrupt()
+        assert server.wait() == 0
+    finally:
+        server.kill()
+
+
 def test_the_curl_line_works_as_printed(start_server: StartServer, tiny_llama: Path) -> None:
     server = start_server(tiny_llama)
     lines = server.errors.splitlines()
