@@ -16,7 +16,7 @@ from penstock.engine.config import EngineConfig
 from penstock.engine.request import Limits, Stage
 from penstock.engine.step import GATHERED
 from penstock.errors import ResourceError, UsageError
-from penstock.hub.checkpoint import read_checkpoint
+from penstock.hub.checkpoint import TensorEntry, read_checkpoint
 from penstock.kernels.attention import SCORES
 from penstock.models.config import DecoderConfig, WeightMap
 from penstock.models.decoder import Decoder, KVCache
@@ -47,7 +47,8 @@ def load_model(config: EngineConfig, on_stage: Callable[[Stage], None]) -> Loade
     decoder_config, names = describe(folder, config.rope_scaling, config.rope_factor)
     dtype, why = choose_dtype(config.dtype, decoder_config.dtype)
     spelled = str(dtype).removeprefix("torch.")
-    weight_bytes = _weight_bytes(folder, decoder_config, names, dtype)
+    entries = read_checkpoint(folder)
+    weight_bytes = _weight_bytes(entries, decoder_config, names, dtype)
     clock.done("model", f"{decoder_config.family} decoder in {spelled}: {why} (--dtype)")
 
     limits, plan = _fit(config, decoder_config, dtype, weight_bytes)
@@ -58,7 +59,7 @@ def load_model(config: EngineConfig, on_stage: Callable[[Stage], None]) -> Loade
     )
     clock.done("KV memory", f"weights {human(weight_bytes)} + KV {kv_text}")
 
-    decoder = Decoder.load(folder, decoder_config, names, dtype, limits.max_total_tokens)
+    decoder = Decoder.load(entries, decoder_config, names, dtype, limits.max_total_tokens)
     cache = decoder.new_cache(plan.num_blocks, plan.block_size)
     clock.done("load", f"{human(weight_bytes)} of weights, {torch.get_num_threads()} threads")
     return LoadedModel(decoder, cache, limits)
@@ -76,9 +77,8 @@ class _Clock:
         self._since = now
 
 
-def _weight_bytes(folder: Path, config: DecoderConfig, names: WeightMap, dtype: torch.dtype) -> int:
+def _weight_bytes(entries: dict[str, TensorEntry], config: DecoderConfig, names: WeightMap, dtype: torch.dtype) -> int:
     """Bytes of the weights in the working type; a tied matrix is kept twice, as table and as packed head."""
-    entries = read_checkpoint(folder)
     elements = 0
     for entry in entries.values():
         count = 1

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from penstock.devices.cpu import zeros_on_demand
 from penstock.formats.dense import gated, linear, linear_add
+from penstock.hub.checkpoint import TensorEntry
 from penstock.kernels.attention import RunGroup, paged_attention, write_kv
 from penstock.kernels.norms import rms_norm
 from penstock.kernels.rotary import Rotary, rotate
@@ -53,9 +53,16 @@ class Decoder:
         self.rotary = Rotary(config.rope, config.head_dim, positions, dtype)
 
     @classmethod
-    def load(cls, folder: Path, config: DecoderConfig, names: WeightMap, dtype: torch.dtype, positions: int) -> Decoder:
-        """Read a checkpoint. positions: the longest context that will be asked for."""
-        return cls(config, load_decoder(folder, config, names, dtype), dtype, positions)
+    def load(
+        cls,
+        entries: dict[str, TensorEntry],
+        config: DecoderConfig,
+        names: WeightMap,
+        dtype: torch.dtype,
+        positions: int,
+    ) -> Decoder:
+        """Read the tensors of a checkpoint. positions: the longest context that will be asked for."""
+        return cls(config, load_decoder(entries, config, names, dtype), dtype, positions)
 
     def new_cache(self, num_blocks: int, block_size: int) -> KVCache:
         """An empty cache. Zeroed, because stale infinities would poison the padding of attention."""

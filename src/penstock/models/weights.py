@@ -12,7 +12,7 @@ from torch import Tensor
 from penstock.errors import ModelError
 from penstock.formats import dense
 from penstock.formats.dense import DenseWeight
-from penstock.hub.checkpoint import TensorEntry, read_checkpoint
+from penstock.hub.checkpoint import TensorEntry
 from penstock.models.config import DecoderConfig, WeightMap
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -77,9 +77,11 @@ class TensorReader:
         return out if raw is out else out.copy_(raw)
 
 
-def load_decoder(folder: Path, config: DecoderConfig, names: WeightMap, dtype: torch.dtype) -> DecoderWeights:
+def load_decoder(
+    entries: dict[str, TensorEntry], config: DecoderConfig, names: WeightMap, dtype: torch.dtype
+) -> DecoderWeights:
     """Read and pack every tensor of the decoder. Raises ModelError for what does not fit."""
-    read = TensorReader(read_checkpoint(folder), dtype)
+    read = TensorReader(entries, dtype)
     hidden, wide = config.hidden_size, config.intermediate_size
     q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
 

@@ -72,10 +72,6 @@ class Tokenizer:
         kept = [i for i in ids if not (skip_special_tokens and i in self.special_ids)]
         return detokenizer.decode(self.pieces, kept, continues)
 
-    def id_to_piece(self, token_id: int) -> str:
-        """The vocabulary's spelling of an id; "" for an id that it lacks."""
-        return self.backend.id_to_token(token_id) or ""
-
     def token_text(self, token_id: int) -> str:
         """One token's text by itself, special tokens shown."""
         return detokenizer.decode(self.pieces, [token_id], continues=True)
