@@ -48,7 +48,7 @@ def test_processors_match_transformers(
     seed: int, temperature: float, top_k: int, top_p: float, typical_p: float, repetition: float
 ) -> None:
     raw, ids = scores(seed), [5, 9, 9, 2000, 17]
-    expected = raw.clone()
+    expected = raw.double()  # in float32 the reference's own running sum drifts by several tokens near its end
     if repetition != 1.0:
         expected = RepetitionPenaltyLogitsProcessor(repetition)(torch.tensor([ids]), expected)
     for used, warper in (
@@ -72,7 +72,7 @@ def test_processors_match_transformers(
     # sums over thousands of numbers may put one borderline token on either side
     assert int((ours != theirs).sum()) <= 1
     both = ours & theirs
-    assert torch.allclose(got[both].log_softmax(0), expected[both].log_softmax(0), atol=1e-4)
+    assert torch.allclose(got[both].log_softmax(0), expected[both].log_softmax(0).float(), atol=1e-4)
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 1e-38, 1e-3, 1e30, 1e308])
