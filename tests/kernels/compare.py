@@ -10,6 +10,8 @@ import torch.nn.functional as F
 
 from penstock.kernels import native
 from penstock.kernels.attention import RunGroup, _attend
+from penstock.kernels.norms import ACTIVATIONS
+from penstock.kernels.rotary import rotate
 
 
 def attention(rng: random.Random, dtype: torch.dtype) -> None:
@@ -50,6 +52,59 @@ def norm(rng: random.Random) -> None:
     assert torch.all((got.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-30)
 
 
+def rotary(rng: random.Random, dtype: torch.dtype) -> None:
+    tokens, kv_heads, repeats, dim = (
+        rng.choice([1, 5, 40]),
+        rng.choice([1, 3]),
+        rng.choice([1, 4]),
+        rng.choice([2, 40, 64]),
+    )
+    heads, capacity = kv_heads * repeats, (8, 16)
+    qkv = torch.randn(tokens, heads + 2 * kv_heads, dim).to(dtype)
+    q, k, v = qkv.split((heads, kv_heads, kv_heads), dim=1)
+    angles = torch.randn(tokens, 1, dim // 2).repeat(1, 1, 2)
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    slots = torch.randperm(capacity[0] * capacity[1])[:tokens]
+    keys, values = (torch.zeros(kv_heads, *capacity, dim, dtype=dtype) for _ in range(2))
+    turned = native.rotate_into(q, k, v, cos, sin, slots, keys, values)
+    allowed = 1e-5 if dtype == torch.float32 else 2**-7
+    for got, x in ((turned, q), (keys.flatten(1, 2)[:, slots].transpose(0, 1), k)):
+        exact = rotate(x.double(), cos.double(), sin.double())
+        assert torch.all((got.double() - exact).abs() <= allowed * (1 + exact.abs())), (tokens, heads, dim, dtype)
+    assert torch.equal(values.flatten(1, 2)[:, slots].transpose(0, 1), v)
+    others = torch.ones(capacity[0] * capacity[1], dtype=torch.bool)
+    others[slots] = False
+    assert not keys.flatten(1, 2)[:, others].any()
+    assert not values.flatten(1, 2)[:, others].any()
+
+
+def products(rng: random.Random) -> None:
+    """Packed products against float64, at ragged shapes; the result of a row does not depend on its batch."""
+    m = rng.choice([1, 2, 5, 7, 12, 13, 33, 64, 65, 97, 200])
+    n, k = rng.choice([1, 31, 64, 65, 130, 256]), rng.choice([2, 6, 126, 128, 130, 512, 514])
+    wide = torch.randn(m, k + 2).bfloat16()
+    x = wide[:, :k]  # rows further apart than they are long
+    weight, other = torch.randn(n, k).bfloat16() / k**0.5, torch.randn(n, k).bfloat16() / k**0.5
+    bias, residual = rng.choice([None, torch.randn(n).bfloat16()]), rng.choice([None, torch.randn(m, n).bfloat16()])
+
+    def exact(w: torch.Tensor) -> torch.Tensor:
+        y = x.double() @ w.double().T
+        return y if bias is None else y + bias.double()
+
+    def close(got: torch.Tensor, expected: torch.Tensor) -> bool:
+        return bool(torch.all((got.double() - expected).abs() <= expected.abs() * 2**-8 + 1e-4))
+
+    packed = native.pack(weight)
+    got = native.multiply(x, packed, n, bias, residual)
+    assert close(got, exact(weight) + (0 if residual is None else residual.double())), (m, n, k)
+    row = rng.randrange(m)
+    alone = native.multiply(x[row : row + 1], packed, n, bias, None if residual is None else residual[row : row + 1])
+    assert torch.equal(alone[0], got[row]), (m, n, k, row)
+    name = rng.choice(sorted(native.GATES))
+    got = native.multiply_gated(x, native.pack(weight, other), n, bias, bias, name)
+    assert close(got, ACTIVATIONS[name](exact(weight)) * exact(other)), (m, n, k, name)
+
+
 def special() -> None:
     """NaN goes through, infinite weights too; nothing turns into a number."""
     x = torch.ones(2, 64).bfloat16()
@@ -64,6 +119,12 @@ def special() -> None:
     assert torch.equal(out, torch.ones_like(out))  # the NaN lies beyond the context
     native.attend(q, out, k, torch.ones_like(k), torch.tensor([[0]]), [3], 1.0, None)
     assert out.isnan().all()
+    if native.can_multiply(torch.empty(2, 2, dtype=torch.bfloat16)):
+        x = torch.ones(9, 64).bfloat16()
+        x[4, 3] = float("nan")
+        got = native.multiply(x, native.pack(torch.ones(70, 64).bfloat16()), 70, None, None)
+        assert got[4].isnan().all()
+        assert torch.equal(got[[0, 1, 2, 3, 5, 6, 7, 8]], torch.full((8, 70), 64.0).bfloat16())
     k.zero_()
     k[0, 0, 0] = -1e30
     native.attend(q, out, k, torch.ones_like(k), torch.tensor([[0]]), [5], 1.0, None)
@@ -72,12 +133,16 @@ def special() -> None:
 
 def main() -> None:
     assert native.LIBRARY is not None, "no library of this level"
-    print(native.LIBRARY._name)
+    print(native.LIBRARY._name, flush=True)
     torch.manual_seed(0)
     rng = random.Random(0)
+    multiplies = native.can_multiply(torch.empty(2, 2, dtype=torch.bfloat16))
     for _ in range(int(sys.argv[1])):
         attention(rng, rng.choice([torch.float32, torch.bfloat16]))
+        rotary(rng, rng.choice([torch.float32, torch.bfloat16]))
         norm(rng)
+        if multiplies:
+            products(rng)
     special()
 
 

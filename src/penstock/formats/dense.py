@@ -1,68 +1,144 @@
 """Weights as plain float32, bfloat16 or float16 matrices.
 
-In bfloat16 on a processor with native products the matrix is repacked once into oneDNN's blocked layout: the same
-numbers come out, at the speed of the memory bus instead of half of it.
+In bfloat16 on a processor with native products the matrix is repacked once, at load, into the layout of the kernel that
+multiplies it: the same numbers come out, at the limit of memory or arithmetic instead of half of it. With AVX512_BF16
+that is our own (kernels/cpu/matmul_bf16.cpp), elsewhere oneDNN's.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from penstock.devices.cpu import fast_bfloat16
+from penstock.kernels import native
 from penstock.kernels.norms import ACTIVATIONS
 
 _FUSED = {"silu": "swish", "swish": "swish"}  # by oneDNN's names
-_ROWS_HINT = 32  # the layout is chosen for about this many rows a step; good from 1 to 512
+_ROWS_HINT = 32  # oneDNN chooses its layout for about this many rows a step; good from 1 to 512
+
+
+class Linear(Protocol):
+    """A projection that is ready to multiply."""
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """x @ weight.T + bias, plus `residual` where it is given. x: [T, in]; residual: [T, out] -> [T, out]."""
+        ...
+
+
+class Gated(Protocol):
+    """The first half of a gated MLP."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """activation(x @ gate.T + gate_bias) * (x @ up.T + up_bias). x: [T, in] -> [T, out]."""
+        ...
+
+
+def load(weight: Tensor, bias: Tensor | None = None) -> Linear:
+    """Pack a matrix [out, in]. The caller may drop the original afterwards."""
+    if native.can_multiply(weight):
+        return Panels(native.pack(weight), bias, len(weight))
+    if weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and fast_bfloat16():
+        return OneDnn(torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS_HINT), bias)
+    return Plain(weight.contiguous(), bias)
+
+
+def load_gated(
+    gate: Tensor, up: Tensor, activation: str, gate_bias: Tensor | None = None, up_bias: Tensor | None = None
+) -> Gated:
+    """Pack the two matrices [out, in] of a gated MLP. activation: one of ACTIVATIONS."""
+    if native.can_multiply(gate) and activation in native.GATES:
+        return GatedPanels(native.pack(gate, up), gate_bias, up_bias, len(gate), activation)
+    first, second = load(gate, gate_bias), load(up, up_bias)
+    if isinstance(first, OneDnn) and isinstance(second, OneDnn) and activation in _FUSED:
+        return GatedOneDnn(first, second, _FUSED[activation])
+    return GatedPair(first, second, activation)
 
 
 @dataclass(frozen=True)
-class DenseWeight:
-    """One packed projection. weight: [out, in], opaque to torch when `packed`; bias: [out] or None."""
+class Plain:
+    """weight: [out, in]; bias: [out] or None."""
 
     weight: Tensor
     bias: Tensor | None
-    packed: bool
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        y = F.linear(x, self.weight, self.bias)
+        return y if residual is None else y.add_(residual)
 
 
-def load(weight: Tensor, bias: Tensor | None = None) -> DenseWeight:
-    """Pack a matrix [out, in] for `linear`. The caller may drop the original afterwards."""
-    if weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and fast_bfloat16():
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS_HINT)
-        return DenseWeight(packed, bias, packed=True)
-    return DenseWeight(weight.contiguous(), bias, packed=False)
+@dataclass(frozen=True)
+class Panels:
+    """weight: as kernels/native packs it; bias: [out] or None."""
+
+    weight: Tensor
+    bias: Tensor | None
+    out: int
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return native.multiply(x, self.weight, self.out, self.bias, residual)
 
 
-def linear(x: Tensor, packed: DenseWeight) -> Tensor:
-    """x @ weight.T + bias. x: [T, in] -> [T, out]."""
-    if packed.packed:
-        return _product(x, packed, "none")
-    return F.linear(x, packed.weight, packed.bias)
+@dataclass(frozen=True)
+class OneDnn:
+    """weight: opaque to torch; bias: [out] or None."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if residual is None:
+            return self.then(x, "none")
+        return self.with_other(x, residual, "add")
+
+    def then(self, x: Tensor, activation: str) -> Tensor:
+        """The product, and an activation (oneDNN's name) while the tile is in a register."""
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, activation, [], "")
+        return y
+
+    def with_other(self, x: Tensor, other: Tensor, operation: str) -> Tensor:
+        """The product, added to ("add") or multiplied by ("mul") another [T, out]."""
+        y: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, self.bias, operation)
+        return y
 
 
-def linear_add(x: Tensor, packed: DenseWeight, residual: Tensor) -> Tensor:
-    """residual + linear(x, packed). x: [T, in]; residual: [T, out] -> [T, out]."""
-    if packed.packed:
-        result: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, packed.weight, packed.bias, "add")
-        return result
-    return F.linear(x, packed.weight, packed.bias).add_(residual)
+@dataclass(frozen=True)
+class GatedPanels:
+    """weight: gate and up side by side, as kernels/native packs them."""
+
+    weight: Tensor
+    gate_bias: Tensor | None
+    up_bias: Tensor | None
+    out: int
+    activation: str
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return native.multiply_gated(x, self.weight, self.out, self.gate_bias, self.up_bias, self.activation)
 
 
-def gated(x: Tensor, gate: DenseWeight, up: DenseWeight, activation: str) -> Tensor:
-    """activation(linear(x, gate)) * linear(x, up). x: [T, in] -> [T, out].
+@dataclass(frozen=True)
+class GatedOneDnn:
+    """activation: by oneDNN's name."""
 
-    Packed weights apply the activation and the product while the tile is still in a register.
-    """
-    if gate.packed and up.packed and activation in _FUSED:
-        opened = _product(x, gate, _FUSED[activation])
-        result: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, opened, up.weight, up.bias, "mul")
-        return result
-    return ACTIVATIONS[activation](linear(x, gate)).mul_(linear(x, up))
+    gate: OneDnn
+    up: OneDnn
+    activation: str
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.up.with_other(x, self.gate.then(x, self.activation), "mul")
 
 
-def _product(x: Tensor, packed: DenseWeight, activation: str) -> Tensor:
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed.weight, packed.bias, activation, [], "")
-    return result
+@dataclass(frozen=True)
+class GatedPair:
+    """Two projections and what happens between them."""
+
+    gate: Linear
+    up: Linear
+    activation: str
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return ACTIVATIONS[self.activation](self.gate(x)).mul_(self.up(x))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from penstock.kernels import native
+from penstock.kernels.rotary import rotate
 
 SCORES = 2**24  # elements of one tile of scores; a longer run is scored in slices of its queries
 SHORT = 8  # longest run for the compiled kernel; beyond, matrix products share more of the work
@@ -46,9 +47,18 @@ class RunGroup:
         return self.start + self.batch * self.length
 
 
-def write_kv(cache: Tensor, slots: Tensor, values: Tensor) -> None:
-    """Put keys or values into the cache. slots: [T] block * block_size + offset; values: [T, heads, dim]."""
-    cache.flatten(1, 2).index_copy_(1, slots, values.transpose(0, 1))
+def rotate_into_cache(
+    q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, slots: Tensor, k_cache: Tensor, v_cache: Tensor
+) -> Tensor:
+    """Turn q and k by their angles (see `rotate`) and put k and v into the cache. Returns the turned q.
+
+    q: [T, heads, dim]; k, v: [T, kv_heads, dim]; slots: [T] block * block_size + offset.
+    """
+    if native.can_rotate(q, cos, k_cache):
+        return native.rotate_into(q, k, v, cos, sin, slots, k_cache, v_cache)
+    k_cache.flatten(1, 2).index_copy_(1, slots, rotate(k, cos, sin).transpose(0, 1))
+    v_cache.flatten(1, 2).index_copy_(1, slots, v.transpose(0, 1))
+    return rotate(q, cos, sin)
 
 
 def paged_attention(

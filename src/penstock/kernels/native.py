@@ -1,7 +1,8 @@
 """The C++ kernels of kernels/cpu: found, checked and called through ctypes; absent where nothing was compiled.
 
-`LIBRARY` is chosen once, at import: the best level that this processor runs. PENSTOCK_CPU_KERNELS names another (v4,
-v3, generic) or switches them off (none). torch must be imported first: the library then shares its OpenMP threads.
+`LIBRARY` is chosen once, at import: the best level that this processor runs. PENSTOCK_CPU_KERNELS names another
+(v4bf16, v4, v3, generic) or switches them off (none). torch must be imported first: the library then shares its OpenMP
+threads.
 """
 
 from __future__ import annotations
@@ -11,15 +12,30 @@ import os
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from penstock.devices.cpu import flags
+from penstock.devices.cpu import flags, zeros_on_demand
 
-_VERSION = 1
-_LEVELS = {"v4": {"avx512f", "avx512bw", "avx512dq", "avx512vl"}, "v3": {"avx2", "fma", "bmi2"}, "generic": set[str]()}
+_VERSION = 2
+_AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
+_LEVELS = {
+    "v4bf16": {*_AVX512, "avx512_bf16"},
+    "v4": _AVX512,
+    "v3": {"avx2", "fma", "bmi2"},
+    "generic": set[str](),
+}
 MAX_HEAD_DIM = 256
+PANEL = 64  # output columns that packed weights keep together
+GATES = {
+    "silu": 0,
+    "swish": 0,
+    "gelu_new": 1,
+    "gelu_pytorch_tanh": 1,
+    "relu": 2,
+}  # activations that `multiply_gated` knows
 
 _int, _float, _pointer = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 _SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
@@ -48,8 +64,17 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     for suffix in _SUFFIX.values():
         function = getattr(library, f"penstock_attention_{suffix}")
         function.argtypes, function.restype = attention, None
+        function = getattr(library, f"penstock_rotary_kv_{suffix}")
+        function.argtypes, function.restype = [_pointer, _int] * 3 + [_pointer] * 6 + [_int] * 5, None
     library.penstock_rms_norm_bf16.argtypes = [_pointer, _int, _pointer, _pointer, _int, _int, _float]
     library.penstock_rms_norm_bf16.restype = None
+    if hasattr(library, "penstock_matmul_bf16"):
+        product: list[Any] = [_pointer, _int, _pointer, _pointer, _int, _int, _int, _pointer, _pointer]
+        library.penstock_pack_bf16.argtypes = [_pointer, _pointer, _int, _int, _int, _int]
+        library.penstock_matmul_bf16.argtypes = product
+        library.penstock_gated_bf16.argtypes = [*product, _int]
+        for function in (library.penstock_pack_bf16, library.penstock_matmul_bf16, library.penstock_gated_bf16):
+            function.restype = None
     return library
 
 
@@ -106,6 +131,38 @@ def attend(
     )
 
 
+def can_rotate(q: Tensor, cos: Tensor, cache: Tensor) -> bool:
+    """Whether `rotate_into` takes these: one type that the kernels know, heads that lie together."""
+    return (
+        LIBRARY is not None
+        and q.dtype in _SUFFIX
+        and q.dtype == cos.dtype == cache.dtype
+        and q.shape[-1] == cos.shape[-1]
+        and q.shape[-1] % 2 == 0
+        and cache.is_contiguous()
+    )
+
+
+def rotate_into(
+    q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, slots: Tensor, k_cache: Tensor, v_cache: Tensor
+) -> Tensor:
+    """Turn q and k by their angles; k and v go into the cache at `slots`. Only what `can_rotate` allows.
+
+    q: [T, heads, dim]; k, v: [T, kv_heads, dim]; cos, sin: [T, 1, dim]; slots: [T] int64; caches: [kv_heads, blocks,
+    block_size, dim]. Returns the turned q, contiguous.
+    """
+    tokens, heads, dim = q.shape
+    q, k, v = (x if x.stride()[1:] == (dim, 1) else x.contiguous() for x in (q, k, v))
+    cos, sin, slots = cos.contiguous(), sin.contiguous(), slots.contiguous()
+    out = q.new_empty(q.shape)
+    getattr(LIBRARY, f"penstock_rotary_kv_{_SUFFIX[q.dtype]}")(
+        *(value for x in (q, k, v) for value in (x.data_ptr(), x.stride(0))),
+        *(x.data_ptr() for x in (cos, sin, slots, out, k_cache, v_cache)),
+        *(tokens, heads, k.shape[1], dim, k_cache.shape[1] * k_cache.shape[2]),
+    )
+    return out
+
+
 def can_norm(x: Tensor, weight: Tensor) -> bool:
     """Whether `rms_norm` takes these: bfloat16 rows that are dense in themselves."""
     return LIBRARY is not None and x.dtype == weight.dtype == torch.bfloat16 and x.is_contiguous()
@@ -118,3 +175,62 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     assert LIBRARY is not None  # noqa: S101 (can_norm)
     LIBRARY.penstock_rms_norm_bf16(x.data_ptr(), n, weight.data_ptr(), out.data_ptr(), x.numel() // n, n, eps)
     return out
+
+
+def can_multiply(weight: Tensor) -> bool:
+    """Whether `pack` takes a matrix [out, in]: bfloat16 with an even number of inputs, on a processor that multiplies
+    it by AVX512_BF16. One with AMX has better units for it, which oneDNN drives."""
+    return (
+        LIBRARY is not None
+        and hasattr(LIBRARY, "penstock_matmul_bf16")
+        and "amx_bf16" not in flags()
+        and weight.dtype == torch.bfloat16
+        and weight.device.type == "cpu"
+        and weight.shape[1] % 2 == 0
+    )
+
+
+def pack(*weights: Tensor) -> Tensor:
+    """Matrices [out, in] of one shape as panels of 64 output columns for `multiply`; two lie side by side in panels of
+    32 + 32 for `multiply_gated`. Returns [panels, in / 2, 64, 2]."""
+    n, k = weights[0].shape
+    width = PANEL // len(weights)
+    out = zeros_on_demand((-(-n // width), k // 2, PANEL, 2), torch.bfloat16, huge=True)
+    assert LIBRARY is not None  # noqa: S101 (can_multiply)
+    for i, weight in enumerate(weights):
+        rows = weight.contiguous()
+        LIBRARY.penstock_pack_bf16(rows.data_ptr(), out.data_ptr(), n, k, i * width, width)
+    return out
+
+
+def multiply(x: Tensor, packed: Tensor, n: int, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+    """x @ weight.T + bias + residual. x: [T, in] bfloat16; packed: of `pack(weight)`; bias: [n]; residual: [T, n]."""
+    x, residual = _dense(x), residual if residual is None else residual.contiguous()
+    out = x.new_empty(len(x), n)
+    assert LIBRARY is not None  # noqa: S101 (can_multiply)
+    LIBRARY.penstock_matmul_bf16(
+        *(x.data_ptr(), x.stride(0), packed.data_ptr(), out.data_ptr(), len(x), n, x.shape[1]),
+        *(None if t is None else t.data_ptr() for t in (bias, residual)),
+    )
+    return out
+
+
+def multiply_gated(
+    x: Tensor, packed: Tensor, n: int, gate_bias: Tensor | None, up_bias: Tensor | None, activation: str
+) -> Tensor:
+    """activation(x @ gate.T + gate_bias) * (x @ up.T + up_bias). x: [T, in] bfloat16; packed: of `pack(gate, up)`;
+    activation: one of GATES. Returns [T, n]."""
+    x = _dense(x)
+    out = x.new_empty(len(x), n)
+    assert LIBRARY is not None  # noqa: S101 (can_multiply)
+    LIBRARY.penstock_gated_bf16(
+        *(x.data_ptr(), x.stride(0), packed.data_ptr(), out.data_ptr(), len(x), n, x.shape[1]),
+        *(None if t is None else t.data_ptr() for t in (gate_bias, up_bias)),
+        GATES[activation],
+    )
+    return out
+
+
+def _dense(x: Tensor) -> Tensor:
+    """x with rows that are dense in themselves."""
+    return x if x.stride(1) == 1 else x.contiguous()

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from penstock.devices.cpu import zeros_on_demand
-from penstock.formats.dense import gated, linear, linear_add
 from penstock.hub.checkpoint import TensorEntry
-from penstock.kernels.attention import RunGroup, paged_attention, write_kv
+from penstock.kernels.attention import RunGroup, paged_attention, rotate_into_cache
 from penstock.kernels.norms import rms_norm
-from penstock.kernels.rotary import Rotary, rotate
+from penstock.kernels.rotary import Rotary
 from penstock.models.config import DecoderConfig, WeightMap
 from penstock.models.weights import DecoderWeights, LayerWeights, load_decoder
 
@@ -68,7 +67,7 @@ class Decoder:
         """An empty cache. Zeroed, because stale infinities would poison the padding of attention."""
         shape = (self.config.num_kv_heads, num_blocks, block_size, self.config.head_dim)
         return [
-            (zeros_on_demand(shape, self.dtype), zeros_on_demand(shape, self.dtype))
+            (zeros_on_demand(shape, self.dtype, huge=True), zeros_on_demand(shape, self.dtype, huge=True))
             for _ in range(self.config.num_layers)
         ]
 
@@ -84,9 +83,9 @@ class Decoder:
             h = self._attention(layer, self.config.windows[i], h, cos, sin, step, wanted, cache[i])
             if len(h) == 0:  # the middle of a prompt: keys and values were all
                 return x[:0]
-            x = linear_add(h, layer.out, x if wanted is None else x[wanted.rows])
+            x = layer.out(h, x if wanted is None else x[wanted.rows])
             h = rms_norm(x, layer.mlp_norm, self.config.norm_eps)
-            x = linear_add(gated(h, layer.gate, layer.up, self.config.activation), layer.down, x)
+            x = layer.down(layer.gate_up(h), x)
         return x
 
     def _attention(
@@ -102,13 +101,11 @@ class Decoder:
     ) -> Tensor:
         """Self-attention of one layer, before its output projection. h: [T, hidden] -> [T or R, heads * head_dim]."""
         c = self.config
-        qkv = linear(h, layer.qkv).view(len(h), -1, c.head_dim)  # [T, heads + 2 kv_heads, dim]
+        qkv = layer.qkv(h).view(len(h), -1, c.head_dim)  # [T, heads + 2 kv_heads, dim]
         q, k, v = qkv.split((c.num_heads, c.num_kv_heads, c.num_kv_heads), dim=1)
         if layer.q_norm is not None and layer.k_norm is not None:
             q, k = rms_norm(q, layer.q_norm, c.norm_eps), rms_norm(k, layer.k_norm, c.norm_eps)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        write_kv(kv[0], step.slots, k)
-        write_kv(kv[1], step.slots, v)
+        q = rotate_into_cache(q, k, v, cos, sin, step.slots, *kv)
         groups = step.groups
         if wanted is not None:
             q, groups = q[wanted.rows], wanted.groups
@@ -116,4 +113,4 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every token of the vocabulary. hidden: [n, hidden] from `forward` -> [n, vocab]."""
-        return linear(rms_norm(hidden, self.weights.final_norm, self.config.norm_eps), self.weights.head)
+        return self.weights.head(rms_norm(hidden, self.weights.final_norm, self.config.norm_eps))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from penstock.errors import ModelError
 from penstock.formats import dense
-from penstock.formats.dense import DenseWeight
+from penstock.formats.dense import Gated, Linear
 from penstock.hub.checkpoint import TensorEntry
 from penstock.models.config import DecoderConfig, WeightMap
 
@@ -23,14 +23,13 @@ class LayerWeights:
     """One decoder layer, ready to multiply. Norm weights: [hidden] or [head_dim]."""
 
     attention_norm: Tensor
-    qkv: DenseWeight
+    qkv: Linear
     q_norm: Tensor | None
     k_norm: Tensor | None
-    out: DenseWeight
+    out: Linear
     mlp_norm: Tensor
-    gate: DenseWeight
-    up: DenseWeight
-    down: DenseWeight
+    gate_up: Gated
+    down: Linear
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class DecoderWeights:
     embedding: Tensor
     layers: list[LayerWeights]
     final_norm: Tensor
-    head: DenseWeight
+    head: Linear
 
 
 class TensorReader:
@@ -85,8 +84,10 @@ def load_decoder(
     hidden, wide = config.hidden_size, config.intermediate_size
     q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
 
-    def matrix(prefix: str, parts: tuple[str, ...], rows: tuple[int, ...], columns: int, bias: bool) -> DenseWeight:
-        """Stack `parts` of so many `rows` each along the output axis and pack them."""
+    def matrix(
+        prefix: str, parts: tuple[str, ...], rows: tuple[int, ...], columns: int, bias: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """`parts` of so many `rows` each, stacked along the output axis, and their bias."""
         weights = torch.empty((sum(rows), columns), dtype=dtype)
         biases = torch.empty(sum(rows), dtype=dtype) if bias else None
         for part, n, weight in zip(parts, rows, weights.split(list(rows)), strict=True):
@@ -94,22 +95,23 @@ def load_decoder(
         if biases is not None:
             for part, n, slot in zip(parts, rows, biases.split(list(rows)), strict=True):
                 read(f"{prefix}{part}.bias", (n,), slot)
-        return dense.load(weights, biases)
+        return weights, biases
 
     layers = []
     for i in range(config.num_layers):
         prefix = names.layer.format(i=i)
+        gate, gate_bias = matrix(prefix, names.gate, (wide,), hidden, config.mlp_bias)
+        up, up_bias = matrix(prefix, names.up, (wide,), hidden, config.mlp_bias)
         layers.append(
             LayerWeights(
                 attention_norm=read(prefix + names.attention_norm, (hidden,)),
-                qkv=matrix(prefix, names.qkv, (q, kv, kv), hidden, config.qkv_bias),
+                qkv=dense.load(*matrix(prefix, names.qkv, (q, kv, kv), hidden, config.qkv_bias)),
                 q_norm=read(prefix + names.q_norm, (config.head_dim,)) if config.qk_norm else None,
                 k_norm=read(prefix + names.k_norm, (config.head_dim,)) if config.qk_norm else None,
-                out=matrix(prefix, names.out, (hidden,), q, config.out_bias),
+                out=dense.load(*matrix(prefix, names.out, (hidden,), q, config.out_bias)),
                 mlp_norm=read(prefix + names.mlp_norm, (hidden,)),
-                gate=matrix(prefix, names.gate, (wide,), hidden, config.mlp_bias),
-                up=matrix(prefix, names.up, (wide,), hidden, config.mlp_bias),
-                down=matrix(prefix, names.down, (hidden,), wide, config.mlp_bias),
+                gate_up=dense.load_gated(gate, up, config.activation, gate_bias, up_bias),
+                down=dense.load(*matrix(prefix, names.down, (hidden,), wide, config.mlp_bias)),
             )
         )
     embedding = read(names.embedding, (config.vocab_size, hidden))

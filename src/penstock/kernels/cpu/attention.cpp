@@ -1,61 +1,84 @@
-// Kernels for processors: plain C ABI, no Python and no torch headers, loaded by ctypes.
-//
-// Every function has a torch twin in penstock/kernels that the tests compare it with. Loops are written for the
-// compiler's vectoriser; this file is compiled once for each level of the instruction set, and the loader picks the
-// library that the processor can run. Nothing is allocated.
+// Attention of short runs over the blocks of the cache, read where they lie.
 
-#include <cmath>
-#include <cstddef>
-#include <cstdint>
-#include <cstring>
+#include "common.h"
+
 #include <limits>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
+namespace penstock {
 namespace {
 
 constexpr int kMaxDim = 256;  // head_dim; the Python side checks it
 constexpr int kTile = 16;     // keys whose scores are computed before the running maximum is looked at
 constexpr int kMaxRows = 8;   // query rows that share one pass over the keys
+constexpr int kAhead = 2;     // tiles from a fetch to its use: a cache miss takes longer than a tile
 
-struct bf16 {
-    uint16_t bits;
-};
+constexpr int padded(int dim) { return (dim + 15) / 16 * 16; }
 
-inline float widen(float x) { return x; }
+// score[j] = query . keys[j] for the 16 keys of a tile, `stride` apart and zero beyond the head's size. The compiler would
+// add up the lanes of every sum on its own; here 16 sums are added up together, in a tree of shuffles.
+#ifdef __AVX512F__
+inline void dot_tile(const float *query, const float *keys, int dim, int stride, float *score) {
+    __m512 sum[kTile];
+    for (int j = 0; j < kTile; j++) {
+        sum[j] = _mm512_mul_ps(_mm512_load_ps(query), _mm512_load_ps(keys + j * stride));
+        for (int d = 16; d < dim; d += 16) {
+            sum[j] = _mm512_fmadd_ps(_mm512_load_ps(query + d), _mm512_load_ps(keys + j * stride + d), sum[j]);
+        }
+    }
+    for (int j = 0; j < 8; j++) {  // two keys a register, then four
+        sum[j] = _mm512_add_ps(_mm512_unpacklo_ps(sum[2 * j], sum[2 * j + 1]),
+                               _mm512_unpackhi_ps(sum[2 * j], sum[2 * j + 1]));
+    }
+    for (int j = 0; j < 4; j++) {
+        const __m512d a = _mm512_castps_pd(sum[2 * j]), b = _mm512_castps_pd(sum[2 * j + 1]);
+        sum[j] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+    }
+    for (int j = 0; j < 2; j++) {  // then across the four quarters of the registers
+        sum[j] = _mm512_add_ps(_mm512_shuffle_f32x4(sum[2 * j], sum[2 * j + 1], 0x44),
+                               _mm512_shuffle_f32x4(sum[2 * j], sum[2 * j + 1], 0xee));
+    }
+    _mm512_store_ps(score, _mm512_add_ps(_mm512_shuffle_f32x4(sum[0], sum[1], 0x88),
+                                         _mm512_shuffle_f32x4(sum[0], sum[1], 0xdd)));
+}
+#else
+inline void dot_tile(const float *query, const float *keys, int dim, int stride, float *score) {
+    for (int j = 0; j < kTile; j++) {
+        float dot = 0;
+#pragma omp simd reduction(+ : dot)
+        for (int d = 0; d < dim; d++) dot += query[d] * keys[j * stride + d];
+        score[j] = dot;
+    }
+}
+#endif
 
-inline float widen(bf16 x) {
-    uint32_t wide = static_cast<uint32_t>(x.bits) << 16;
-    float result;
-    std::memcpy(&result, &wide, sizeof result);
-    return result;
+// sum[r] += score[r][j] * values[j], summed over the keys of a tile, for ROWS rows. 16 lanes at a time stay in registers.
+typedef float Lanes __attribute__((vector_size(64), may_alias));
+
+template <int ROWS, int STRIDE>
+inline void mix_rows(float (*sum)[STRIDE], const float (*score)[kTile], const float (*values)[STRIDE], int full) {
+    for (int d = 0; d < full; d += 16) {
+        Lanes mixed[ROWS];
+#pragma GCC unroll 4
+        for (int r = 0; r < ROWS; r++) mixed[r] = *reinterpret_cast<const Lanes *>(sum[r] + d);
+#pragma GCC unroll 16
+        for (int j = 0; j < kTile; j++) {
+            const Lanes value = *reinterpret_cast<const Lanes *>(values[j] + d);
+#pragma GCC unroll 4
+            for (int r = 0; r < ROWS; r++) mixed[r] += score[r][j] * value;
+        }
+#pragma GCC unroll 4
+        for (int r = 0; r < ROWS; r++) *reinterpret_cast<Lanes *>(sum[r] + d) = mixed[r];
+    }
 }
 
-inline void narrow(float x, float &out) { out = x; }
-
-inline void narrow(float x, bf16 &out) {  // to nearest, ties to even; NaN stays NaN
-    uint32_t wide;
-    std::memcpy(&wide, &x, sizeof wide);
-    uint32_t rounded = (wide + 0x7fffu + ((wide >> 16) & 1u)) >> 16;
-    out.bits = static_cast<uint16_t>(x == x ? rounded : 0x7fc0u);
-}
-
-// e^x for x <= 0 without a call or a branch, so that loops over it vectorise: 2^n times a polynomial for 2^f, f in
-// [-0.5, 0.5] (Taylor of degree 6, relative error below 1e-7). Below -87 it is as good as zero; -inf gives zero.
-inline float exp_nonpositive(float x) {
-    const float clamped = x < -87.0f ? -87.0f : x;
-    const float z = clamped * 1.44269504088896f;
-    const float n = std::floor(z + 0.5f);
-    const float f = (z - n) * 0.693147180559945f;
-    float p = 1.0f / 720;
-    p = p * f + 1.0f / 120;
-    p = p * f + 1.0f / 24;
-    p = p * f + 1.0f / 6;
-    p = p * f + 0.5f;
-    p = p * f + 1.0f;
-    p = p * f + 1.0f;
-    const int32_t exponent = (static_cast<int32_t>(n) + 127) << 23;
-    float power;
-    std::memcpy(&power, &exponent, sizeof power);
-    return x < -87.0f ? 0.0f : p * power;
+template <int STRIDE>
+inline void mix_tile(float (*sum)[STRIDE], const float (*score)[kTile], const float (*values)[STRIDE], int rows,
+                     int full) {
+    for (; rows >= 4; rows -= 4, sum += 4, score += 4) mix_rows<4, STRIDE>(sum, score, values, full);
+    for (; rows > 0; rows--, sum++, score++) mix_rows<1, STRIDE>(sum, score, values, full);
 }
 
 struct Cache {
@@ -73,7 +96,9 @@ void attend(const T *__restrict q, T *__restrict out, const int64_t *offsets,
     const int rows = ROWS ? ROWS : row_count;
     const int dim = DIM ? DIM : static_cast<int>(cache.dim);
     constexpr int kSize = DIM ? DIM : kMaxDim, kRows = ROWS ? ROWS : kMaxRows;
-    alignas(64) float query[kRows][kSize], sum[kRows][kSize], wide[kSize];
+    constexpr int kStride = padded(kSize);
+    const int full = padded(dim);
+    alignas(64) float query[kRows][kStride], sum[kRows][kStride], wide[kTile][kStride];
     alignas(64) float score[kRows][kTile];
     float highest[kRows], total[kRows];
     for (int r = 0; r < rows; r++) {
@@ -82,10 +107,25 @@ void attend(const T *__restrict q, T *__restrict out, const int64_t *offsets,
 #pragma omp simd
         for (int d = 0; d < dim; d++) {
             query[r][d] = widen(q[offsets[r] + d]) * scale;
-            sum[r][d] = 0;
         }
+        for (int d = dim; d < full; d++) query[r][d] = 0;
+        for (int d = 0; d < full; d++) sum[r][d] = 0;
     }
+    for (int j = 0; j < kTile; j++) {
+        for (int d = 0; d < full; d++) wide[j][d] = 0;
+    }
+    // the processor's own prefetcher stops at the end of every block
+    const auto fetch = [&](int64_t position) {
+        if (position >= context) return;
+        const int64_t token = table[position / cache.block_size] * cache.block_size + position % cache.block_size;
+        for (int64_t line = 0; line < kTile * dim * static_cast<int64_t>(sizeof(T)); line += 64) {
+            __builtin_prefetch(reinterpret_cast<const char *>(keys + token * dim) + line);
+            __builtin_prefetch(reinterpret_cast<const char *>(values + token * dim) + line);
+        }
+    };
+    for (int ahead = 0; ahead < kAhead; ahead++) fetch(first + ahead * kTile);
     for (int64_t start = first; start < context;) {
+        fetch(start + kAhead * kTile);
         const int64_t block = start / cache.block_size, inside = start - block * cache.block_size;
         int64_t end = (block + 1) * cache.block_size < context ? (block + 1) * cache.block_size : context;
         if (end - start > kTile) end = start + kTile;
@@ -94,14 +134,9 @@ void attend(const T *__restrict q, T *__restrict out, const int64_t *offsets,
         start = end;
         for (int j = 0; j < count; j++) {
 #pragma omp simd
-            for (int d = 0; d < dim; d++) wide[d] = widen(keys[base + j * dim + d]);
-            for (int r = 0; r < rows; r++) {
-                float dot = 0;
-#pragma omp simd reduction(+ : dot)
-                for (int d = 0; d < dim; d++) dot += query[r][d] * wide[d];
-                score[r][j] = dot;
-            }
+            for (int d = 0; d < dim; d++) wide[j][d] = widen(keys[base + j * dim + d]);
         }
+        for (int r = 0; r < rows; r++) dot_tile(query[r], wide[0], full, kStride, score[r]);
         for (int r = 0; r < rows; r++) {
             float top = highest[r];
             for (int j = 0; j < count; j++) top = score[r][j] > top ? score[r][j] : top;
@@ -122,13 +157,12 @@ void attend(const T *__restrict q, T *__restrict out, const int64_t *offsets,
         }
         for (int j = 0; j < count; j++) {
 #pragma omp simd
-            for (int d = 0; d < dim; d++) wide[d] = widen(values[base + j * dim + d]);
-            for (int r = 0; r < rows; r++) {
-                const float weight = score[r][j];
-#pragma omp simd
-                for (int d = 0; d < dim; d++) sum[r][d] += weight * wide[d];
-            }
+            for (int d = 0; d < dim; d++) wide[j][d] = widen(values[base + j * dim + d]);
         }
+        for (int j = count; j < kTile; j++) {  // their weight is zero, but 0 * NaN is not
+            for (int d = 0; d < full; d++) wide[j][d] = 0;
+        }
+        mix_tile<kStride>(sum, score, wide, rows, full);
     }
     for (int r = 0; r < rows; r++) {
         const float inverse = 1.0f / total[r];
@@ -144,16 +178,6 @@ void attend_rows(const T *q, T *out, const int64_t *offsets, int rows, const T *
     if (cache.dim == 64) chosen = rows == 4 ? attend<64, 4, T> : rows == 1 ? attend<64, 1, T> : attend<64, 0, T>;
     if (cache.dim == 128) chosen = rows == 4 ? attend<128, 4, T> : rows == 1 ? attend<128, 1, T> : attend<128, 0, T>;
     chosen(q, out, offsets, rows, keys, values, table, cache, first, context, scale);
-}
-
-inline void rms_norm_row(const bf16 *__restrict x, const bf16 *__restrict weight, bf16 *__restrict out, int64_t n,
-                         float eps) {
-    float square = 0;
-#pragma omp simd reduction(+ : square)
-    for (int64_t i = 0; i < n; i++) square += widen(x[i]) * widen(x[i]);
-    const float inverse = 1.0f / std::sqrt(square / static_cast<float>(n) + eps);
-#pragma omp simd
-    for (int64_t i = 0; i < n; i++) narrow(widen(x[i]) * inverse * widen(weight[i]), out[i]);
 }
 
 template <typename T>
@@ -182,11 +206,11 @@ void paged(const T *q, T *out, const T *keys, const T *values, const int64_t *ta
 }
 
 }  // namespace
+}  // namespace penstock
+
+using namespace penstock;
 
 extern "C" {
-
-// Changes whenever a signature below does; the Python side refuses a library of another version.
-int penstock_kernels_version() { return 1; }
 
 // q, out: [batch * length, heads, dim] contiguous. keys, values: [kv_heads, num_blocks, block_size, dim] contiguous.
 // tables: [batch, table_width] block ids. contexts: [batch] tokens that the last query of each run sees. window: 0 for
@@ -206,15 +230,5 @@ void penstock_attention_bf16(const uint16_t *q, uint16_t *out, const uint16_t *k
     paged(reinterpret_cast<const bf16 *>(q), reinterpret_cast<bf16 *>(out), reinterpret_cast<const bf16 *>(keys),
           reinterpret_cast<const bf16 *>(values), tables, table_width, contexts, batch, length, heads, kv_heads,
           Cache{num_blocks, block_size, dim}, scale, window);
-}
-
-// x: rows of n, `stride` apart; weight: [n]; out: [rows, n] contiguous.
-void penstock_rms_norm_bf16(const uint16_t *x, int64_t stride, const uint16_t *weight, uint16_t *out, int64_t rows,
-                            int64_t n, float eps) {
-#pragma omp parallel for if (rows * n > 16384)
-    for (int64_t r = 0; r < rows; r++) {
-        rms_norm_row(reinterpret_cast<const bf16 *>(x + r * stride), reinterpret_cast<const bf16 *>(weight),
-                     reinterpret_cast<bf16 *>(out + r * n), n, eps);
-    }
 }
 }
