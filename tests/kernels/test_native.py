@@ -40,6 +40,28 @@ def test_every_level_matches_the_twins(level: str) -> None:
     assert f"libpenstock_cpu_{level}.so" in done.stdout
 
 
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="no cmake: the sanitized kernels cannot be built")
+@needs_compiler
+def test_no_kernel_leaves_its_bounds(tmp_path: Path) -> None:
+    """The same comparison with every access checked (AddressSanitizer) and no undefined behaviour (UBSan)."""
+    root, target = Path(__file__).parents[2], f"penstock_cpu_{LEVELS[0]}"
+    for command in (
+        ["cmake", "-S", str(root), "-B", str(tmp_path), "-DPENSTOCK_SANITIZE=ON", "-DCMAKE_BUILD_TYPE=RelWithDebInfo"],
+        ["cmake", "--build", str(tmp_path), "--target", target],
+    ):
+        subprocess.run(command, check=True, capture_output=True, timeout=240)
+    found = subprocess.run(["c++", "-print-file-name=libasan.so"], check=True, capture_output=True, text=True)
+    done = python(
+        *("-m", "tests.kernels.compare", "60"),
+        PENSTOCK_CPU_KERNELS=str(tmp_path / f"lib{target}.so"),
+        LD_PRELOAD=found.stdout.strip(),
+        ASAN_OPTIONS="detect_leaks=0",  # the interpreter's own
+        OMP_NUM_THREADS="2",
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert str(tmp_path) in done.stdout
+
+
 @needs_compiler
 def test_the_best_level_is_taken() -> None:
     assert native.LIBRARY is not None

@@ -1,8 +1,8 @@
 """The C++ kernels of kernels/cpu: found, checked and called through ctypes; absent where nothing was compiled.
 
 `LIBRARY` is chosen once, at import: the best level that this processor runs. PENSTOCK_CPU_KERNELS names another
-(v4bf16, v4, v3, generic) or switches them off (none). torch must be imported first: the library then shares its OpenMP
-threads.
+(v4bf16, v4, v3, generic) or a library's path, or switches them off (none). torch must be imported first: the library
+then shares its OpenMP threads.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ _SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
 def _load() -> ctypes.CDLL | None:
     """The library of the best level that is installed and that the processor runs."""
     asked = os.environ.get("PENSTOCK_CPU_KERNELS", "")
+    if os.sep in asked:
+        return _declare(ctypes.CDLL(asked))
     have = flags()
     for level, needed in _LEVELS.items():
         if asked not in ("", level) or not needed <= have:

@@ -35,9 +35,9 @@ inline void narrow(float x, bf16 &out) {  // to nearest, ties to even; NaN stays
 }
 
 // e^x for x <= 0 without a call or a branch, so that loops over it vectorise: 2^n times a polynomial for 2^f, f in
-// [-0.5, 0.5] (Taylor of degree 6, relative error below 1e-7). Below -87 it is as good as zero; -inf gives zero.
+// [-0.5, 0.5] (Taylor of degree 6, relative error below 1e-7). Below -87 it is as good as zero; -inf gives zero, NaN NaN.
 inline float exp_nonpositive(float x) {
-    const float clamped = x < -87.0f ? -87.0f : x;
+    const float clamped = x > -87.0f ? x : -87.0f;
     const float z = clamped * 1.44269504088896f;
     const float n = std::floor(z + 0.5f);
     const float f = (z - n) * 0.693147180559945f;
@@ -48,10 +48,10 @@ inline float exp_nonpositive(float x) {
     p = p * f + 0.5f;
     p = p * f + 1.0f;
     p = p * f + 1.0f;
-    const int32_t exponent = (static_cast<int32_t>(n) + 127) << 23;
+    const uint32_t exponent = static_cast<uint32_t>(static_cast<int32_t>(n) + 127) << 23;
     float power;
     std::memcpy(&power, &exponent, sizeof power);
-    return x < -87.0f ? 0.0f : p * power;
+    return x > -87.0f ? p * power : x != x ? x : 0.0f;
 }
 
 }  // namespace penstock
