@@ -1,0 +1,134 @@
+// The loops of a product of activations with packed weights, for any type that a 512-bit dot instruction knows.
+//
+// Weights are packed in panels of 64 output columns, four bytes of inputs after the other: [columns / 64][bytes / 4][64][4]
+// bytes. A tile of up to 6 rows by one panel keeps its 24 sums in registers. Tiles share the stretch of a panel that lies
+// in the first-level cache, and while they multiply it they fetch the next one: memory and arithmetic overlap, which is
+// what a step with some tens of rows needs. Every sum is made in the same order whatever the number of rows, so a row's
+// result does not depend on its batch.
+//
+// A type Dot says how four bytes of a row meet four bytes of 16 columns: Sum (float or int32_t), Vector (16 of them),
+// zero(), load(const Sum *), store(Sum *, Vector), add(Vector sum, __m512i row, __m512i columns).
+#pragma once
+
+#include "common.h"
+
+#include <immintrin.h>
+
+#include <algorithm>
+
+namespace penstock {
+
+constexpr int kPanel = 64;      // output columns of a panel: 4 registers of 16
+constexpr int kTileRows = 6;    // rows of a tile: 6 x 4 sums, 4 weights and 1 activation fit 32 registers
+constexpr int kBlockRows = 96;  // rows of a task; its sums stay in the second-level cache
+constexpr int kLines = 4;       // cache lines of four bytes of inputs in a panel
+
+// sums[ROWS][64] (+)= rows[ROWS][4 * quads] x weights[quads][64][4]. FETCH lines a quad are fetched from `next` on.
+template <class Dot, int ROWS, int FETCH>
+void tile(const char *__restrict rows, int64_t stride, const char *__restrict weights, typename Dot::Sum *__restrict sums,
+          int quads, bool first, const char *next) {
+    typename Dot::Vector sum[ROWS][4];
+    for (int r = 0; r < ROWS; r++) {
+        for (int j = 0; j < 4; j++) sum[r][j] = first ? Dot::zero() : Dot::load(sums + r * kPanel + j * 16);
+    }
+    for (int i = 0; i < quads; i++) {
+        __m512i columns[4];
+        for (int j = 0; j < 4; j++) columns[j] = _mm512_load_si512(weights + (i * 4 + j) * 64);
+        for (int line = 0; line < FETCH; line++) _mm_prefetch(next + (i * FETCH + line) * 64, _MM_HINT_T0);
+#pragma GCC unroll 6
+        for (int r = 0; r < ROWS; r++) {
+            int32_t quad;
+            std::memcpy(&quad, rows + r * stride + i * 4, sizeof quad);
+            const __m512i row = _mm512_set1_epi32(quad);
+            for (int j = 0; j < 4; j++) sum[r][j] = Dot::add(sum[r][j], row, columns[j]);
+        }
+    }
+    for (int r = 0; r < ROWS; r++) {
+        for (int j = 0; j < 4; j++) Dot::store(sums + r * kPanel + j * 16, sum[r][j]);
+    }
+}
+
+template <class Dot, int FETCH>
+void tile_of(int rows, const char *a, int64_t stride, const char *weights, typename Dot::Sum *sums, int quads,
+             bool first, const char *next) {
+    switch (rows) {
+        case 1: return tile<Dot, 1, FETCH>(a, stride, weights, sums, quads, first, next);
+        case 2: return tile<Dot, 2, FETCH>(a, stride, weights, sums, quads, first, next);
+        case 3: return tile<Dot, 3, FETCH>(a, stride, weights, sums, quads, first, next);
+        case 4: return tile<Dot, 4, FETCH>(a, stride, weights, sums, quads, first, next);
+        case 5: return tile<Dot, 5, FETCH>(a, stride, weights, sums, quads, first, next);
+        default: return tile<Dot, 6, FETCH>(a, stride, weights, sums, quads, first, next);
+    }
+}
+
+// sums[rows][64] = a[rows][bytes] x one panel, `depth` bytes of inputs at a time.
+template <class Dot>
+void panel_product(const char *a, int64_t stride, const char *panel, typename Dot::Sum *sums, int rows, int64_t bytes,
+                   int depth) {
+    const int tiles = (rows + kTileRows - 1) / kTileRows;
+    const int share = tiles == 1 ? kLines : tiles <= 3 ? 2 : 1;  // lines that each tile fetches, until all are
+    for (int64_t start = 0; start < bytes; start += depth) {
+        const int quads = static_cast<int>(std::min<int64_t>(depth, bytes - start) / 4);
+        const char *weights = panel + start * kPanel, *next = panel + (start + depth) * kPanel;
+        for (int t = 0, done = 0; t < tiles; t++) {
+            const int count = (rows - done + tiles - t - 1) / (tiles - t);  // tiles of like size
+            const bool fetches = t * share < kLines;
+            auto *chosen = !fetches ? tile_of<Dot, 0> : share == 4 ? tile_of<Dot, 4> : share == 2 ? tile_of<Dot, 2>
+                                                                                                  : tile_of<Dot, 1>;
+            chosen(count, a + done * stride + start, stride, weights, sums + done * kPanel, quads, start == 0,
+                   next + static_cast<int64_t>(t) * quads * share * 64);
+            done += count;
+        }
+    }
+}
+
+// Runs finish(sums, first row, rows, panel) for every task of a product of m rows, `stride` bytes apart and `bytes` long,
+// and so many panels.
+template <class Dot, typename Finish>
+void product(const void *a, int64_t stride, const void *weights, int64_t m, int64_t panels, int64_t bytes,
+             const Finish &finish) {
+    const int64_t blocks = (m + kBlockRows - 1) / kBlockRows, height = (m + blocks - 1) / std::max<int64_t>(blocks, 1);
+    const int depth = m <= 64 ? 256 : 512;
+#pragma omp parallel for collapse(2) schedule(dynamic, 2)
+    for (int64_t b = 0; b < blocks; b++) {
+        for (int64_t p = 0; p < panels; p++) {
+            alignas(64) typename Dot::Sum sums[kBlockRows * kPanel];
+            const int64_t row = b * height;
+            const int rows = static_cast<int>(std::min(height, m - row));
+            if (rows <= 0) continue;
+            panel_product<Dot>(static_cast<const char *>(a) + row * stride, stride,
+                               static_cast<const char *>(weights) + p * bytes * kPanel, sums, rows, bytes, depth);
+            finish(sums, row, rows, p);
+        }
+    }
+}
+
+// weight: [n, bytes] contiguous, bytes a multiple of 4. Its rows become columns [offset, offset + width) of each panel of
+// `out`: 64 wide alone, or two matrices of 32 side by side.
+inline void pack_panels(const char *weight, char *out, int64_t n, int64_t bytes, int64_t offset, int64_t width) {
+#pragma omp parallel for schedule(static)
+    for (int64_t first = 0; first < n; first += width) {
+        char *panel = out + first / width * bytes * kPanel + offset * 4;
+        const int64_t columns = std::min(width, n - first);
+        for (int64_t start = 0; start < bytes; start += 64) {  // a cache line of each row at a time
+            const int64_t end = std::min<int64_t>(start + 64, bytes);
+            for (int64_t c = 0; c < columns; c++) {
+                const char *from = weight + (first + c) * bytes;
+                for (int64_t i = start; i < end; i += 4) std::memcpy(panel + i * kPanel + c * 4, from + i, 4);
+            }
+        }
+    }
+}
+
+enum Activation { kSilu, kGeluTanh, kRelu };
+
+template <int ACTIVATION>
+inline float activate(float x) {
+    if (ACTIVATION == kRelu) return x > 0 || x != x ? x : 0.0f;
+    // both are x * sigmoid(z); tanh(u) = 2 * sigmoid(2u) - 1 makes gelu so (Hendrycks & Gimpel 2016)
+    const float z = ACTIVATION == kSilu ? x : 1.59576912160573f * (x + 0.044715f * x * x * x);
+    const float e = exp_nonpositive(z < 0 ? z : -z);
+    return x * ((z < 0 ? e : 1.0f) / (1.0f + e));
+}
+
+}  // namespace penstock
