@@ -8,7 +8,7 @@ import sys
 import torch
 import torch.nn.functional as F
 
-from penstock.kernels import native
+from penstock.kernels import native, products
 from penstock.kernels.attention import RunGroup, _attend
 from penstock.kernels.norms import ACTIVATIONS
 from penstock.kernels.rotary import rotate
@@ -78,7 +78,7 @@ def rotary(rng: random.Random, dtype: torch.dtype) -> None:
     assert not values.flatten(1, 2)[:, others].any()
 
 
-def products(rng: random.Random) -> None:
+def bf16_products(rng: random.Random) -> None:
     """Packed products against float64, at ragged shapes; the result of a row does not depend on its batch."""
     m = rng.choice([1, 2, 5, 7, 12, 13, 33, 64, 65, 97, 200])
     n, k = rng.choice([1, 31, 64, 65, 130, 256]), rng.choice([2, 6, 126, 128, 130, 512, 514])
@@ -94,15 +94,46 @@ def products(rng: random.Random) -> None:
     def close(got: torch.Tensor, expected: torch.Tensor) -> bool:
         return bool(torch.all((got.double() - expected).abs() <= expected.abs() * 2**-8 + 1e-4))
 
-    packed = native.pack(weight)
-    got = native.multiply(x, packed, n, bias, residual)
+    packed = products.pack(weight)
+    got = products.multiply(x, packed, n, bias, residual)
     assert close(got, exact(weight) + (0 if residual is None else residual.double())), (m, n, k)
     row = rng.randrange(m)
-    alone = native.multiply(x[row : row + 1], packed, n, bias, None if residual is None else residual[row : row + 1])
+    alone = products.multiply(x[row : row + 1], packed, n, bias, None if residual is None else residual[row : row + 1])
     assert torch.equal(alone[0], got[row]), (m, n, k, row)
-    name = rng.choice(sorted(native.GATES))
-    got = native.multiply_gated(x, native.pack(weight, other), n, bias, bias, name)
+    name = rng.choice(sorted(products.GATES))
+    got = products.multiply_gated(x, products.pack(weight, other), n, bias, bias, name)
     assert close(got, ACTIVATIONS[name](exact(weight)) * exact(other)), (m, n, k, name)
+
+
+def int8_products(rng: random.Random) -> None:
+    """8-bit products against the same integers multiplied in float64, and not far from the unquantized ones."""
+    m = rng.choice([1, 2, 5, 7, 12, 13, 33, 65, 97, 200])
+    n, k = rng.choice([1, 31, 64, 65, 130]), rng.choice([4, 60, 256, 260, 516])
+    x = torch.randn(m, k + 2).bfloat16()[:, :k]
+    x[rng.randrange(m)] = 0
+    weights = [torch.randn(n, k).bfloat16() / k**0.5 for _ in range(2)]
+    bias, residual = rng.choice([None, torch.randn(n).bfloat16()]), rng.choice([None, torch.randn(m, n).bfloat16()])
+    rows, scales = products.quantize_rows(x)
+    back = (rows.double() - 128) * scales.double().unsqueeze(1)
+    assert torch.all((back - x.double()).abs() <= scales.double().unsqueeze(1) * 0.5001)
+    gate, up = (products.quantize_columns(w) for w in weights)
+
+    def exact(columns: products.Int8Columns) -> torch.Tensor:
+        y = back @ (columns.values.double() * columns.scales.double().unsqueeze(1)).T
+        return y if bias is None else y + bias.double()
+
+    def close(got: torch.Tensor, expected: torch.Tensor) -> bool:
+        return bool(torch.all((got.double() - expected).abs() <= expected.abs() * 2**-8 + 1e-4))
+
+    got = products.multiply_int8(x, products.pack_int8(gate.values), gate, bias, residual)
+    added = 0 if residual is None else residual.double()
+    assert close(got, exact(gate) + added), (m, n, k)
+    plain = x.double() @ weights[0].double().T + (0 if bias is None else bias.double()) + added
+    assert (got.double() - plain).norm() <= 0.03 * plain.norm() + 0.1, (m, n, k)
+    name = rng.choice(sorted(products.GATES))
+    packed = products.pack_int8(gate.values, up.values)
+    got = products.multiply_gated_int8(x, packed, gate, up, bias, bias, name)
+    assert close(got, ACTIVATIONS[name](exact(gate)) * exact(up)), (m, n, k, name)
 
 
 def special() -> None:
@@ -119,11 +150,15 @@ def special() -> None:
     assert torch.equal(out, torch.ones_like(out))  # the NaN lies beyond the context
     native.attend(q, out, k, torch.ones_like(k), torch.tensor([[0]]), [3], 1.0, None)
     assert out.isnan().all()
-    if native.can_multiply(torch.empty(2, 2, dtype=torch.bfloat16)):
+    if products.can_multiply(torch.empty(2, 2, dtype=torch.bfloat16)):
         x = torch.ones(9, 64).bfloat16()
         x[4, 3] = float("nan")
-        got = native.multiply(x, native.pack(torch.ones(70, 64).bfloat16()), 70, None, None)
+        got = products.multiply(x, products.pack(torch.ones(70, 64).bfloat16()), 70, None, None)
         assert got[4].isnan().all()
+        columns = products.quantize_columns(torch.ones(70, 64))
+        small = products.multiply_int8(x, products.pack_int8(columns.values), columns, None, None)
+        assert small[4].isnan().all()
+        assert torch.allclose(small[:4].float(), torch.full((4, 70), 64.0), rtol=0.01)
         assert torch.equal(got[[0, 1, 2, 3, 5, 6, 7, 8]], torch.full((8, 70), 64.0).bfloat16())
     k.zero_()
     k[0, 0, 0] = -1e30
@@ -136,13 +171,14 @@ def main() -> None:
     print(native.LIBRARY._name, flush=True)
     torch.manual_seed(0)
     rng = random.Random(0)
-    multiplies = native.can_multiply(torch.empty(2, 2, dtype=torch.bfloat16))
+    multiplies = products.can_multiply(torch.empty(2, 2, dtype=torch.bfloat16))
     for _ in range(int(sys.argv[1])):
         attention(rng, rng.choice([torch.float32, torch.bfloat16]))
         rotary(rng, rng.choice([torch.float32, torch.bfloat16]))
         norm(rng)
         if multiplies:
-            products(rng)
+            bf16_products(rng)
+            int8_products(rng)
     special()
 
 

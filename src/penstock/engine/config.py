@@ -16,6 +16,7 @@ class EngineConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     model_path: str
     model_name: str = ""
     dtype: str = "auto"
+    quantize: str = "none"  # the format of the matrices, by its name in formats
     max_input_tokens: int | None = None
     max_total_tokens: int | None = None
     max_batch_prefill_tokens: int | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from penstock.engine.config import EngineConfig
 from penstock.engine.request import Limits, Stage
 from penstock.engine.step import GATHERED
 from penstock.errors import ResourceError, UsageError
+from penstock.formats import FORMATS, Format
 from penstock.hub.checkpoint import TensorEntry, read_checkpoint
 from penstock.kernels.attention import SCORES
 from penstock.models.config import DecoderConfig, WeightMap
@@ -47,9 +49,13 @@ def load_model(config: EngineConfig, on_stage: Callable[[Stage], None]) -> Loade
     decoder_config, names = describe(folder, config.rope_scaling, config.rope_factor)
     dtype, why = choose_dtype(config.dtype, decoder_config.dtype)
     spelled = str(dtype).removeprefix("torch.")
+    if config.quantize not in FORMATS:
+        raise UsageError(f"unknown format {config.quantize!r}", hint=f"--quantize takes {', '.join(FORMATS)}")
+    form = FORMATS[config.quantize]
     entries = read_checkpoint(folder)
-    weight_bytes = _weight_bytes(entries, decoder_config, names, dtype)
-    clock.done("model", f"{decoder_config.family} decoder in {spelled}: {why} (--dtype)")
+    weight_bytes = _weight_bytes(entries, decoder_config, names, dtype, form)
+    stored = "" if config.quantize == "none" else f", its matrices in {config.quantize} (--quantize)"
+    clock.done("model", f"{decoder_config.family} decoder in {spelled}: {why} (--dtype){stored}")
 
     limits, plan = _fit(config, decoder_config, dtype, weight_bytes)
     kv_token = plan.kv_bytes // (plan.num_blocks * plan.block_size)
@@ -59,7 +65,7 @@ def load_model(config: EngineConfig, on_stage: Callable[[Stage], None]) -> Loade
     )
     clock.done("KV memory", f"weights {human(weight_bytes)} + KV {kv_text}")
 
-    decoder = Decoder.load(entries, decoder_config, names, dtype, limits.max_total_tokens)
+    decoder = Decoder.load(entries, decoder_config, names, dtype, limits.max_total_tokens, form)
     cache = decoder.new_cache(plan.num_blocks, plan.block_size)
     clock.done("load", f"{human(weight_bytes)} of weights, {torch.get_num_threads()} threads")
     return LoadedModel(decoder, cache, limits)
@@ -77,17 +83,18 @@ class _Clock:
         self._since = now
 
 
-def _weight_bytes(entries: dict[str, TensorEntry], config: DecoderConfig, names: WeightMap, dtype: torch.dtype) -> int:
-    """Bytes of the weights in the working type; a tied matrix is kept twice, as table and as packed head."""
-    elements = 0
-    for entry in entries.values():
-        count = 1
-        for n in entry.shape:
-            count *= n
-        elements += count
-    if config.tie_head and names.head not in entries and dtype == torch.bfloat16:
-        elements += config.vocab_size * config.hidden_size
-    return elements * dtype.itemsize
+def _weight_bytes(
+    entries: dict[str, TensorEntry], config: DecoderConfig, names: WeightMap, dtype: torch.dtype, form: Format
+) -> int:
+    """Bytes of the weights as they will be kept; a tied matrix is kept twice, as table and as packed head."""
+    size = form.weight_bytes or dtype.itemsize
+    total = 0
+    for name, entry in entries.items():
+        matrix = len(entry.shape) == 2 and name != names.embedding
+        total += prod(entry.shape) * (size if matrix else dtype.itemsize)
+    if config.tie_head and names.head not in entries and (dtype == torch.bfloat16 or form.weight_bytes):
+        total += config.vocab_size * config.hidden_size * size
+    return total
 
 
 def _fit(config: EngineConfig, decoder: DecoderConfig, dtype: torch.dtype, weight_bytes: int) -> tuple[Limits, KVPlan]:

@@ -1,1 +1,24 @@
-"""One file a weight format: how its bytes load and how it multiplies."""
+"""How weights are stored and multiplied: one module a format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from penstock.formats import dense, int8
+from penstock.formats.dense import Gated, Linear
+
+
+@dataclass(frozen=True)
+class Format:
+    """load and load_gated: see dense. weight_bytes: of one weight of a matrix; None is the size of the working type."""
+
+    load: Callable[..., Linear]
+    load_gated: Callable[..., Gated]
+    weight_bytes: int | None
+
+
+FORMATS = {
+    "none": Format(dense.load, dense.load_gated, None),
+    "int8": Format(int8.load, int8.load_gated, 1),
+}

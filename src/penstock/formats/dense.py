@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from penstock.devices.cpu import fast_bfloat16
-from penstock.kernels import native
+from penstock.kernels import products
 from penstock.kernels.norms import ACTIVATIONS
 
 _FUSED = {"silu": "swish", "swish": "swish"}  # by oneDNN's names
@@ -40,8 +40,8 @@ class Gated(Protocol):
 
 def load(weight: Tensor, bias: Tensor | None = None) -> Linear:
     """Pack a matrix [out, in]. The caller may drop the original afterwards."""
-    if native.can_multiply(weight):
-        return Panels(native.pack(weight), bias, len(weight))
+    if products.can_multiply(weight):
+        return Panels(products.pack(weight), bias, len(weight))
     if weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and fast_bfloat16():
         return OneDnn(torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS_HINT), bias)
     return Plain(weight.contiguous(), bias)
@@ -51,8 +51,8 @@ def load_gated(
     gate: Tensor, up: Tensor, activation: str, gate_bias: Tensor | None = None, up_bias: Tensor | None = None
 ) -> Gated:
     """Pack the two matrices [out, in] of a gated MLP. activation: one of ACTIVATIONS."""
-    if native.can_multiply(gate) and activation in native.GATES:
-        return GatedPanels(native.pack(gate, up), gate_bias, up_bias, len(gate), activation)
+    if products.can_multiply(gate) and activation in products.GATES:
+        return GatedPanels(products.pack(gate, up), gate_bias, up_bias, len(gate), activation)
     first, second = load(gate, gate_bias), load(up, up_bias)
     if isinstance(first, OneDnn) and isinstance(second, OneDnn) and activation in _FUSED:
         return GatedOneDnn(first, second, _FUSED[activation])
@@ -73,14 +73,14 @@ class Plain:
 
 @dataclass(frozen=True)
 class Panels:
-    """weight: as kernels/native packs it; bias: [out] or None."""
+    """weight: as kernels/products packs it; bias: [out] or None."""
 
     weight: Tensor
     bias: Tensor | None
     out: int
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        return native.multiply(x, self.weight, self.out, self.bias, residual)
+        return products.multiply(x, self.weight, self.out, self.bias, residual)
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class OneDnn:
 
 @dataclass(frozen=True)
 class GatedPanels:
-    """weight: gate and up side by side, as kernels/native packs them."""
+    """weight: gate and up side by side, as kernels/products packs them."""
 
     weight: Tensor
     gate_bias: Tensor | None
@@ -117,7 +117,7 @@ class GatedPanels:
     activation: str
 
     def __call__(self, x: Tensor) -> Tensor:
-        return native.multiply_gated(x, self.weight, self.out, self.gate_bias, self.up_bias, self.activation)
+        return products.multiply_gated(x, self.weight, self.out, self.gate_bias, self.up_bias, self.activation)
 
 
 @dataclass(frozen=True)

@@ -12,30 +12,21 @@ import os
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from penstock.devices.cpu import flags, zeros_on_demand
+from penstock.devices.cpu import flags
 
 _VERSION = 2
 _AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
 _LEVELS = {
-    "v4bf16": {*_AVX512, "avx512_bf16"},
+    "v4bf16": {*_AVX512, "avx512_bf16", "avx512_vnni"},
     "v4": _AVX512,
     "v3": {"avx2", "fma", "bmi2"},
     "generic": set[str](),
 }
 MAX_HEAD_DIM = 256
-PANEL = 64  # output columns that packed weights keep together
-GATES = {
-    "silu": 0,
-    "swish": 0,
-    "gelu_new": 1,
-    "gelu_pytorch_tanh": 1,
-    "relu": 2,
-}  # activations that `multiply_gated` knows
 
 _int, _float, _pointer = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 _SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
@@ -70,13 +61,6 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
         function.argtypes, function.restype = [_pointer, _int] * 3 + [_pointer] * 6 + [_int] * 5, None
     library.penstock_rms_norm_bf16.argtypes = [_pointer, _int, _pointer, _pointer, _int, _int, _float]
     library.penstock_rms_norm_bf16.restype = None
-    if hasattr(library, "penstock_matmul_bf16"):
-        product: list[Any] = [_pointer, _int, _pointer, _pointer, _int, _int, _int, _pointer, _pointer]
-        library.penstock_pack_bf16.argtypes = [_pointer, _pointer, _int, _int, _int, _int]
-        library.penstock_matmul_bf16.argtypes = product
-        library.penstock_gated_bf16.argtypes = [*product, _int]
-        for function in (library.penstock_pack_bf16, library.penstock_matmul_bf16, library.penstock_gated_bf16):
-            function.restype = None
     return library
 
 
@@ -177,62 +161,3 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     assert LIBRARY is not None  # noqa: S101 (can_norm)
     LIBRARY.penstock_rms_norm_bf16(x.data_ptr(), n, weight.data_ptr(), out.data_ptr(), x.numel() // n, n, eps)
     return out
-
-
-def can_multiply(weight: Tensor) -> bool:
-    """Whether `pack` takes a matrix [out, in]: bfloat16 with an even number of inputs, on a processor that multiplies
-    it by AVX512_BF16. One with AMX has better units for it, which oneDNN drives."""
-    return (
-        LIBRARY is not None
-        and hasattr(LIBRARY, "penstock_matmul_bf16")
-        and "amx_bf16" not in flags()
-        and weight.dtype == torch.bfloat16
-        and weight.device.type == "cpu"
-        and weight.shape[1] % 2 == 0
-    )
-
-
-def pack(*weights: Tensor) -> Tensor:
-    """Matrices [out, in] of one shape as panels of 64 output columns for `multiply`; two lie side by side in panels of
-    32 + 32 for `multiply_gated`. Returns [panels, in / 2, 64, 2]."""
-    n, k = weights[0].shape
-    width = PANEL // len(weights)
-    out = zeros_on_demand((-(-n // width), k // 2, PANEL, 2), torch.bfloat16, huge=True)
-    assert LIBRARY is not None  # noqa: S101 (can_multiply)
-    for i, weight in enumerate(weights):
-        rows = weight.contiguous()
-        LIBRARY.penstock_pack_bf16(rows.data_ptr(), out.data_ptr(), n, k, i * width, width)
-    return out
-
-
-def multiply(x: Tensor, packed: Tensor, n: int, bias: Tensor | None, residual: Tensor | None) -> Tensor:
-    """x @ weight.T + bias + residual. x: [T, in] bfloat16; packed: of `pack(weight)`; bias: [n]; residual: [T, n]."""
-    x, residual = _dense(x), residual if residual is None else residual.contiguous()
-    out = x.new_empty(len(x), n)
-    assert LIBRARY is not None  # noqa: S101 (can_multiply)
-    LIBRARY.penstock_matmul_bf16(
-        *(x.data_ptr(), x.stride(0), packed.data_ptr(), out.data_ptr(), len(x), n, x.shape[1]),
-        *(None if t is None else t.data_ptr() for t in (bias, residual)),
-    )
-    return out
-
-
-def multiply_gated(
-    x: Tensor, packed: Tensor, n: int, gate_bias: Tensor | None, up_bias: Tensor | None, activation: str
-) -> Tensor:
-    """activation(x @ gate.T + gate_bias) * (x @ up.T + up_bias). x: [T, in] bfloat16; packed: of `pack(gate, up)`;
-    activation: one of GATES. Returns [T, n]."""
-    x = _dense(x)
-    out = x.new_empty(len(x), n)
-    assert LIBRARY is not None  # noqa: S101 (can_multiply)
-    LIBRARY.penstock_gated_bf16(
-        *(x.data_ptr(), x.stride(0), packed.data_ptr(), out.data_ptr(), len(x), n, x.shape[1]),
-        *(None if t is None else t.data_ptr() for t in (gate_bias, up_bias)),
-        GATES[activation],
-    )
-    return out
-
-
-def _dense(x: Tensor) -> Tensor:
-    """x with rows that are dense in themselves."""
-    return x if x.stride(1) == 1 else x.contiguous()

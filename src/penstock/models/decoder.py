@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from penstock.devices.cpu import zeros_on_demand
+from penstock.formats import FORMATS, Format
 from penstock.hub.checkpoint import TensorEntry
 from penstock.kernels.attention import RunGroup, paged_attention, rotate_into_cache
 from penstock.kernels.norms import rms_norm
@@ -59,9 +60,10 @@ class Decoder:
         names: WeightMap,
         dtype: torch.dtype,
         positions: int,
+        form: Format = FORMATS["none"],
     ) -> Decoder:
         """Read the tensors of a checkpoint. positions: the longest context that will be asked for."""
-        return cls(config, load_decoder(entries, config, names, dtype), dtype, positions)
+        return cls(config, load_decoder(entries, config, names, dtype, form), dtype, positions)
 
     def new_cache(self, num_blocks: int, block_size: int) -> KVCache:
         """An empty cache. Zeroed, because stale infinities would poison the padding of attention."""

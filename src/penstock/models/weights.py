@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from penstock.errors import ModelError
-from penstock.formats import dense
+from penstock.formats import Format
 from penstock.formats.dense import Gated, Linear
 from penstock.hub.checkpoint import TensorEntry
 from penstock.models.config import DecoderConfig, WeightMap
@@ -77,9 +77,12 @@ class TensorReader:
 
 
 def load_decoder(
-    entries: dict[str, TensorEntry], config: DecoderConfig, names: WeightMap, dtype: torch.dtype
+    entries: dict[str, TensorEntry], config: DecoderConfig, names: WeightMap, dtype: torch.dtype, form: Format
 ) -> DecoderWeights:
-    """Read and pack every tensor of the decoder. Raises ModelError for what does not fit."""
+    """Read and pack every tensor of the decoder. Raises ModelError for what does not fit.
+
+    dtype: what is computed in; form: how the matrices are stored.
+    """
     read = TensorReader(entries, dtype)
     hidden, wide = config.hidden_size, config.intermediate_size
     q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
@@ -105,18 +108,18 @@ def load_decoder(
         layers.append(
             LayerWeights(
                 attention_norm=read(prefix + names.attention_norm, (hidden,)),
-                qkv=dense.load(*matrix(prefix, names.qkv, (q, kv, kv), hidden, config.qkv_bias)),
+                qkv=form.load(*matrix(prefix, names.qkv, (q, kv, kv), hidden, config.qkv_bias)),
                 q_norm=read(prefix + names.q_norm, (config.head_dim,)) if config.qk_norm else None,
                 k_norm=read(prefix + names.k_norm, (config.head_dim,)) if config.qk_norm else None,
-                out=dense.load(*matrix(prefix, names.out, (hidden,), q, config.out_bias)),
+                out=form.load(*matrix(prefix, names.out, (hidden,), q, config.out_bias)),
                 mlp_norm=read(prefix + names.mlp_norm, (hidden,)),
-                gate_up=dense.load_gated(gate, up, config.activation, gate_bias, up_bias),
-                down=dense.load(*matrix(prefix, names.down, (hidden,), wide, config.mlp_bias)),
+                gate_up=form.load_gated(gate, up, config.activation, gate_bias, up_bias),
+                down=form.load(*matrix(prefix, names.down, (hidden,), wide, config.mlp_bias)),
             )
         )
     embedding = read(names.embedding, (config.vocab_size, hidden))
     head = _head(read, config, names, embedding)
-    return DecoderWeights(embedding, layers, read(names.final_norm, (hidden,)), dense.load(head))
+    return DecoderWeights(embedding, layers, read(names.final_norm, (hidden,)), form.load(head))
 
 
 def _head(read: TensorReader, config: DecoderConfig, names: WeightMap, embedding: Tensor) -> Tensor:
