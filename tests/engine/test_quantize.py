@@ -44,6 +44,11 @@ def test_int8_costs_less_than_one_per_cent_of_perplexity(dtype: str) -> None:
     assert small < plain * 1.01
 
 
+def test_int4_costs_less_than_four_per_cent_of_perplexity() -> None:
+    plain, small = perplexity(load([], dtype="bfloat16")), perplexity(load([], dtype="bfloat16", quantize="int4"))
+    assert small < plain * 1.04
+
+
 def test_int8_is_said_and_counted() -> None:
     stages: list[Stage] = []
     engine = load(stages, dtype="bfloat16", quantize="int8")

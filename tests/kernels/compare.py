@@ -8,7 +8,7 @@ import sys
 import torch
 import torch.nn.functional as F
 
-from penstock.kernels import native, products
+from penstock.kernels import native, products, quantized_products
 from penstock.kernels.attention import RunGroup, _attend
 from penstock.kernels.norms import ACTIVATIONS
 from penstock.kernels.rotary import rotate
@@ -113,27 +113,62 @@ def int8_products(rng: random.Random) -> None:
     x[rng.randrange(m)] = 0
     weights = [torch.randn(n, k).bfloat16() / k**0.5 for _ in range(2)]
     bias, residual = rng.choice([None, torch.randn(n).bfloat16()]), rng.choice([None, torch.randn(m, n).bfloat16()])
-    rows, scales = products.quantize_rows(x)
+    rows, scales = quantized_products.quantize_rows(x)
     back = (rows.double() - 128) * scales.double().unsqueeze(1)
     assert torch.all((back - x.double()).abs() <= scales.double().unsqueeze(1) * 0.5001)
-    gate, up = (products.quantize_columns(w) for w in weights)
+    gate, up = (quantized_products.quantize_columns(w) for w in weights)
 
-    def exact(columns: products.Int8Columns) -> torch.Tensor:
+    def exact(columns: quantized_products.Int8Columns) -> torch.Tensor:
         y = back @ (columns.values.double() * columns.scales.double().unsqueeze(1)).T
         return y if bias is None else y + bias.double()
 
     def close(got: torch.Tensor, expected: torch.Tensor) -> bool:
         return bool(torch.all((got.double() - expected).abs() <= expected.abs() * 2**-8 + 1e-4))
 
-    got = products.multiply_int8(x, products.pack_int8(gate.values), gate, bias, residual)
+    got = quantized_products.multiply_int8(x, quantized_products.pack_int8(gate.values), gate, bias, residual)
     added = 0 if residual is None else residual.double()
     assert close(got, exact(gate) + added), (m, n, k)
     plain = x.double() @ weights[0].double().T + (0 if bias is None else bias.double()) + added
     assert (got.double() - plain).norm() <= 0.03 * plain.norm() + 0.1, (m, n, k)
     name = rng.choice(sorted(products.GATES))
-    packed = products.pack_int8(gate.values, up.values)
-    got = products.multiply_gated_int8(x, packed, gate, up, bias, bias, name)
+    packed = quantized_products.pack_int8(gate.values, up.values)
+    got = quantized_products.multiply_gated_int8(x, packed, gate, up, bias, bias, name)
     assert close(got, ACTIVATIONS[name](exact(gate)) * exact(up)), (m, n, k, name)
+
+
+def int4_products(rng: random.Random) -> None:
+    """4-bit products against the quantized numbers themselves, which products with unit vectors show."""
+    m, n, k = rng.choice([1, 5, 13, 33, 97, 200]), rng.choice([1, 31, 64, 65, 130]), rng.choice([32, 64, 256, 288])
+    weights = [torch.randn(n, k).bfloat16() * 10 ** rng.uniform(-2, 1) for _ in range(2)]
+    weights[0][:, 5] = 0
+    weights[0][rng.randrange(n)] = 0
+    unit = torch.eye(k).bfloat16()
+    read = []
+    for weight in weights:
+        packed, (offsets,) = quantized_products.pack_int4(weight)
+        back = quantized_products.multiply_int4(unit, packed, offsets, None, None).float().T  # [n, k]
+        reach = weight.float().view(n, -1, 32).abs().amax(dim=2, keepdim=True) / 7
+        error = (back - weight.float()).view(n, -1, 32).abs()
+        assert torch.all(error <= reach * 1.35 + 0.02 * back.view(n, -1, 32).abs() + 1e-6), (n, k)
+        allowed = 0.11 if n * k > 2000 else 0.2  # a few groups may all be bad ones
+        assert (back - weight.float()).norm() <= allowed * weight.float().norm(), (n, k)
+        read.append((packed, offsets, back.double()))
+    x = torch.randn(m, k).bfloat16()
+    bias, residual = rng.choice([None, torch.randn(n).bfloat16()]), rng.choice([None, torch.randn(m, n).bfloat16()])
+    rows, scales = quantized_products.quantize_rows(x)
+    exact = (rows.double() - 128) * scales.double().unsqueeze(1)
+
+    def close(got: torch.Tensor, expected: torch.Tensor, allowed: float) -> bool:
+        return bool((got.double() - expected).norm() <= allowed * expected.norm() + 1e-3)
+
+    packed, offsets, back = read[0]
+    got = quantized_products.multiply_int4(x, packed, offsets, bias, residual)
+    expected = exact @ back.T + sum(t.double() for t in (bias, residual) if t is not None)
+    assert close(got, expected, 0.01), (m, n, k)
+    name = rng.choice(sorted(products.GATES))
+    packed, (gate_offsets, up_offsets) = quantized_products.pack_int4(*weights)
+    got = quantized_products.multiply_gated_int4(x, packed, gate_offsets, up_offsets, None, None, name)
+    assert close(got, ACTIVATIONS[name](exact @ read[0][2].T) * (exact @ read[1][2].T), 0.02), (m, n, k, name)
 
 
 def special() -> None:
@@ -155,8 +190,8 @@ def special() -> None:
         x[4, 3] = float("nan")
         got = products.multiply(x, products.pack(torch.ones(70, 64).bfloat16()), 70, None, None)
         assert got[4].isnan().all()
-        columns = products.quantize_columns(torch.ones(70, 64))
-        small = products.multiply_int8(x, products.pack_int8(columns.values), columns, None, None)
+        columns = quantized_products.quantize_columns(torch.ones(70, 64))
+        small = quantized_products.multiply_int8(x, quantized_products.pack_int8(columns.values), columns, None, None)
         assert small[4].isnan().all()
         assert torch.allclose(small[:4].float(), torch.full((4, 70), 64.0), rtol=0.01)
         assert torch.equal(got[[0, 1, 2, 3, 5, 6, 7, 8]], torch.full((8, 70), 64.0).bfloat16())
@@ -179,6 +214,7 @@ def main() -> None:
         if multiplies:
             bf16_products(rng)
             int8_products(rng)
+            int4_products(rng)
     special()
 
 

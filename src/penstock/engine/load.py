@@ -88,13 +88,13 @@ def _weight_bytes(
 ) -> int:
     """Bytes of the weights as they will be kept; a tied matrix is kept twice, as table and as packed head."""
     size = form.weight_bytes or dtype.itemsize
-    total = 0
+    total = 0.0
     for name, entry in entries.items():
         matrix = len(entry.shape) == 2 and name != names.embedding
         total += prod(entry.shape) * (size if matrix else dtype.itemsize)
     if config.tie_head and names.head not in entries and (dtype == torch.bfloat16 or form.weight_bytes):
         total += config.vocab_size * config.hidden_size * size
-    return total
+    return int(total)
 
 
 def _fit(config: EngineConfig, decoder: DecoderConfig, dtype: torch.dtype, weight_bytes: int) -> tuple[Limits, KVPlan]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from penstock.formats import dense, int8
+from penstock.formats import dense, int4, int8
 from penstock.formats.dense import Gated, Linear
 
 
@@ -15,10 +15,11 @@ class Format:
 
     load: Callable[..., Linear]
     load_gated: Callable[..., Gated]
-    weight_bytes: int | None
+    weight_bytes: float | None
 
 
 FORMATS = {
     "none": Format(dense.load, dense.load_gated, None),
     "int8": Format(int8.load, int8.load_gated, 1),
+    "int4": Format(int4.load, int4.load_gated, 0.5625),
 }

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from penstock.formats.dense import Gated, GatedPair, Linear
-from penstock.kernels import products
-from penstock.kernels.products import Int8Columns
+from penstock.kernels import quantized_products as products
+from penstock.kernels.products import GATES
+from penstock.kernels.quantized_products import Int8Columns
 
 
 def load(weight: Tensor, bias: Tensor | None = None) -> Linear:
@@ -28,7 +29,7 @@ def load_gated(
     gate: Tensor, up: Tensor, activation: str, gate_bias: Tensor | None = None, up_bias: Tensor | None = None
 ) -> Gated:
     """Quantize and pack the two matrices [out, in] of a gated MLP. activation: one of ACTIVATIONS."""
-    if gate.dtype == torch.bfloat16 and products.can_multiply_int8(gate) and activation in products.GATES:
+    if gate.dtype == torch.bfloat16 and products.can_multiply_int8(gate) and activation in GATES:
         first, second = products.quantize_columns(gate), products.quantize_columns(up)
         packed = products.pack_int8(first.values, second.values)
         return GatedInt8Panels(packed, first.without_values(), second.without_values(), gate_bias, up_bias, activation)
@@ -37,7 +38,7 @@ def load_gated(
 
 @dataclass(frozen=True)
 class Int8Panels:
-    """weight: as kernels/products packs it; bias: [out] or None."""
+    """weight: as kernels/quantized_products packs it; bias: [out] or None."""
 
     weight: Tensor
     columns: Int8Columns
@@ -49,7 +50,7 @@ class Int8Panels:
 
 @dataclass(frozen=True)
 class GatedInt8Panels:
-    """weight: gate and up side by side, as kernels/products packs them."""
+    """weight: gate and up side by side, as kernels/quantized_products packs them."""
 
     weight: Tensor
     gate: Int8Columns
