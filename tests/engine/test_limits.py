@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from penstock.engine.config import EngineConfig
 from penstock.engine.loop import EngineLoop
-from penstock.engine.request import EngineRequest, Limits, Sampling, validate
+from penstock.engine.request import EngineRequest, Grammar, Limits, Sampling, validate
 from penstock.errors import InvalidRequest, ModelError, ResourceError, UsageError
 from penstock.plan.memory import Footprint, human, plan_kv
 from tests.checkpoints import save_tiny
@@ -32,10 +32,11 @@ LIMITS = Limits(
     dtype="float32",
 )
 
+NOT_NUMBERS = ("do_sample", "watermark", "logit_bias")
 NUMBERS: list[Any] = [float("nan"), float("inf"), float("-inf"), -1, 0, 1e308, 2**31, 2**63, 2**70, 10**400]
 
 
-@pytest.mark.parametrize("field", [f for f in Sampling.__struct_fields__ if f not in ("do_sample", "watermark")])
+@pytest.mark.parametrize("field", [f for f in Sampling.__struct_fields__ if f not in NOT_NUMBERS])
 @pytest.mark.parametrize("value", NUMBERS)
 def test_no_number_passes_that_the_sampler_cannot_take(field: str, value: Any) -> None:
     s = Sampling(**{field: value})
@@ -74,6 +75,55 @@ def test_prompts_and_lengths(prompt: list[int], new: int, text: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         validate(EngineRequest(1, prompt, new), LIMITS)
     assert text in caught.value.what
+
+
+@pytest.mark.parametrize("value", NUMBERS)
+def test_no_bias_passes_that_the_sampler_cannot_take(value: Any) -> None:
+    """As a value, and where it is whole as an id."""
+    text = refusal(EngineRequest(1, [1], 1, Sampling(logit_bias={3: value})))
+    assert (text is None) == (value in (-1, 0))
+    if isinstance(value, int):
+        text = refusal(EngineRequest(1, [1], 1, Sampling(logit_bias={value: 1.0})))
+        assert (text is None) == (value == 0)
+        assert text is None or "`logit_bias`" in text
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "text"),
+    [
+        ("min_new_tokens", -1, "`min_new_tokens`"),
+        ("min_new_tokens", 6, "`min_new_tokens` must be >= 0 and <= `max_new_tokens`"),
+        ("min_new_tokens", 10**400, "`min_new_tokens`"),
+        ("prompt_top_n", 1, "`prompt_top_n` needs `prompt_logprobs`"),
+        ("prompt_top_n", 129, "`prompt_top_n` must be >= 0 and <= 128"),
+        ("top_n_tokens", -1, "`top_n_tokens` must be >= 0 and <= 128"),
+        ("stop_ids", [512], "`stop_ids`: token id 512 is outside"),
+        ("stop_ids", [3, -1], "`stop_ids`: token id -1 is outside"),
+        ("stop_ids", [1] * 257, "`stop_ids` must have at most 256"),
+        ("grammar", Grammar("x" * (2**20 + 1)), "`grammar` must be at most"),
+        ("max_new_tokens", 0, "`max_new_tokens` must be strictly positive"),
+        ("priority", 2**31, "`priority`"),
+    ],
+)
+def test_fields_out_of_bounds(field: str, value: Any, text: str) -> None:
+    request = msgspec.structs.replace(EngineRequest(1, [1], 5), **{field: value})
+    assert text in (refusal(request) or "")
+
+
+def test_many_biases_and_long_lists_of_alternatives() -> None:
+    assert refusal(EngineRequest(1, [1], 1, Sampling(logit_bias=dict.fromkeys(range(512), 100)))) is None
+    wide = msgspec.structs.replace(LIMITS, vocab_size=5000, max_input_tokens=2**20, max_total_tokens=2**21)
+    with pytest.raises(InvalidRequest, match="at most 1024 entries"):
+        validate(EngineRequest(1, [1], 1, Sampling(logit_bias=dict.fromkeys(range(1025), 1.0))), wide)
+    validate(EngineRequest(1, [1] * 8192, 1, prompt_logprobs=True, prompt_top_n=128), wide)
+    with pytest.raises(InvalidRequest, match="times the tokens"):
+        validate(EngineRequest(1, [1] * 8193, 1, prompt_logprobs=True, prompt_top_n=128), wide)
+
+
+def test_nothing_to_generate_is_fine_where_the_prompt_is_asked_about() -> None:
+    assert refusal(EngineRequest(1, [1], 0, prompt_logprobs=True)) is None
+    assert refusal(EngineRequest(1, [1], 0, embed=True)) is None
+    assert "strictly positive" in (refusal(EngineRequest(1, [1], -1, embed=True)) or "")
 
 
 def test_the_edges_are_allowed(tiny_llama: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import (
+    MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -19,7 +20,7 @@ from transformers import (
 )
 
 from penstock.engine.request import EngineRequest, Sampling, Token
-from penstock.engine.sampler import BrokenScores, Watermark, choose, process, uniform
+from penstock.engine.sampler import BrokenScores, Watermark, choose, process, prompt_logprobs, uniform
 from penstock.engine.sequence import Sequence
 
 MARK = Watermark()
@@ -27,8 +28,9 @@ MARK = Watermark()
 
 def row(ids: list[int], **options: Any) -> Sequence:
     """A sequence whose request samples as `options` say; the others go to the request."""
-    rest = {k: options.pop(k) for k in ("logprobs", "top_n_tokens") if k in options}
-    return Sequence.of(EngineRequest(1, ids, 10, Sampling(**options), **rest), 1, b"", None)
+    eos = frozenset(options.pop("eos", ()))
+    rest = {k: options.pop(k) for k in list(options) if k in EngineRequest.__struct_fields__}
+    return Sequence.of(EngineRequest(1, ids, 10, Sampling(**options), **rest), 1, b"", None, eos)
 
 
 def scores(seed: int, n: int = 1, vocab: int = 3000) -> torch.Tensor:
@@ -190,3 +192,76 @@ def test_draws_depend_on_seed_and_position_alone() -> None:
     assert abs(sum(numbers) / 1000 - 0.5) < 0.05
     assert uniform(7, 1) != uniform(8, 1) != uniform(8, 2)
     assert uniform(2**64 - 1, 0) != uniform(0, 0)
+
+
+def test_count_and_presence_penalty_are_over_the_output() -> None:
+    """OpenAI's: score -= count * count_penalty + (count > 0) * presence_penalty; the prompt does not count."""
+    sequence = row([3, 3, 5], count_penalty=0.5, presence_penalty=0.25)
+    raw = torch.zeros(1, 10)
+    assert torch.equal(process(raw, [sequence], MARK), raw)
+    sequence.ids += [4, 4, 4, 3]
+    got = process(raw, [sequence], MARK)[0]
+    assert got[4].item() == pytest.approx(-3 * 0.5 - 0.25)
+    assert got[3].item() == pytest.approx(-0.5 - 0.25)
+    assert got[5].item() == 0
+    negative = row([1], count_penalty=-2.0)
+    negative.ids += [4]
+    assert process(raw, [negative], MARK)[0, 4].item() == 2.0
+
+
+def test_a_bias_bans_and_forces() -> None:
+    raw = scores(5)
+    best, worst = int(raw[0].argmax()), int(raw[0].argmin())
+    (token,) = choose(raw, [row([1], logit_bias={best: -100.0}, logprobs=True)], MARK)
+    assert isinstance(token, Token)
+    assert token.id == int(raw[0].topk(2).indices[1])
+    (token,) = choose(raw, [row([1], logit_bias={worst: 100.0}, logprobs=True, do_sample=True)], MARK)
+    assert isinstance(token, Token)
+    assert token.id == worst
+    assert token.logprob == pytest.approx(0.0, abs=1e-3)
+    got = process(raw, [row([1], logit_bias={7: 1.5, 9: -2.0})], MARK) - raw
+    assert got[0, 7].item() == pytest.approx(1.5, abs=1e-5)
+    assert got[0, 9].item() == pytest.approx(-2.0, abs=1e-5)
+    assert int((got != 0).sum()) == 2
+
+
+@pytest.mark.parametrize("min_p", [0.02, 0.3, 1.0])
+def test_min_p_matches_transformers(min_p: float) -> None:
+    raw = scores(9)
+    expected = MinPLogitsWarper(min_p)(torch.tensor([[1]]), raw.clone())
+    got = process(raw, [row([1], min_p=min_p)], MARK)
+    assert torch.equal(got.isfinite(), expected.isfinite())
+
+
+def test_no_end_before_the_least_length() -> None:
+    raw = torch.zeros(2, 6)
+    raw[:, 1], raw[:, 4], raw[:, 2] = 9.0, 8.0, 7.0
+    for options in ({}, {"logprobs": True, "do_sample": True, "seed": 5}):
+        early, late = (row([3], min_new_tokens=2, stop_ids=[4], eos={1}, **options) for _ in range(2))
+        late.ids += [5, 5]
+        first, second = choose(raw, [early, late], MARK)
+        assert isinstance(first, Token)
+        assert isinstance(second, Token)
+        assert first.id not in (1, 4)
+        if not options:
+            assert (first.id, second.id) == (2, 1)
+    ignoring = row([3], min_new_tokens=2, stop_ids=[4], eos={1}, ignore_eos=True)
+    (token,) = choose(raw[:1], [ignoring], MARK)
+    assert token == Token(1)  # the end of sequence ends nothing here, so it may come
+    assert raw[0, 1] == 9.0
+
+
+def test_the_same_number_as_a_token_and_as_an_alternative() -> None:
+    """lm-eval compares the two floats for equality, for output and prompt."""
+    for seed in range(20):
+        raw = scores(seed, n=4).bfloat16()
+        requests = [row([1], logprobs=True, top_n_tokens=3, temperature=t, seed=seed) for t in (1.0, 0.7, 1.3, 2.0)]
+        for token in choose(raw, requests, MARK):
+            assert isinstance(token, Token)
+            top = dict(token.top)
+            assert token.id not in top or top[token.id] == token.logprob
+        targets = raw.argmax(dim=-1)
+        chosen, best = prompt_logprobs(raw, targets, 2)
+        for target, logprob, alternatives in zip(targets.tolist(), chosen, best, strict=True):
+            assert dict(alternatives)[target] == logprob == max(p for _, p in alternatives)
+    assert prompt_logprobs(raw, targets)[1] == []

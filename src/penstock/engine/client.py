@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import os
 import socket
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from collections.abc import AsyncIterator, Callable
 import msgspec
 
 from penstock.engine import wire
+from penstock.engine.child import environment
 from penstock.engine.config import EngineConfig
 from penstock.engine.request import (
     Abort,
@@ -41,7 +41,6 @@ log = logging.getLogger("penstock.engine")
 CRASHES, WITHIN_SECONDS = 4, 300.0  # so many crashes within so long end the server
 SILENCE_SECONDS = 9.0  # three beats missed: the process is stopped or stuck
 STUCK_SECONDS = 150.0  # so long without a beat, and it is replaced
-_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_API_TOKEN", "PENSTOCK_API_KEY", "API_KEY")
 
 
 class EngineUnavailable(PenstockError):
@@ -72,7 +71,8 @@ class Results:
 class EngineClient:
     """Runs the engine process and talks to it. Every method is called from one event loop.
 
-    on_stage is told each finished stage of a start. limits and stats are the engine's latest word.
+    on_stage is told each finished stage of a start. limits and stats are the engine's latest word. on_step is told each
+    step: its stats, whether it failed, and the seconds that handing out its results took.
     """
 
     limits: Limits
@@ -80,6 +80,7 @@ class EngineClient:
     def __init__(self, config: EngineConfig, on_stage: Callable[[Stage], None]) -> None:
         self._config, self._on_stage = config, on_stage
         self.stats = EngineStats()
+        self.on_step: Callable[[EngineStats, bool, float], None] | None = None
         self.restarts = 0
         self.gave_up = asyncio.Event()
         self.failure: PenstockError | None = None
@@ -146,12 +147,11 @@ class EngineClient:
     async def _launch(self) -> asyncio.StreamReader:
         """Start one process and wait for its Ready."""
         ours, theirs = socket.socketpair()
-        environment = {k: v for k, v in os.environ.items() if k not in _SECRETS}
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "penstock.engine.process", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
-                env=environment,
+                env=environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=sys.stderr.fileno(),
             )
@@ -214,13 +214,17 @@ class EngineClient:
                 return
             self._heard = time.monotonic()
             if isinstance(message, StepOutput):
-                self.stats = message.stats
+                stepped, self.stats = message.stats.steps != self.stats.steps, message.stats
+                failed = False
                 for output in message.outputs:
+                    failed |= output.finish == "error" and not output.invalid
                     results = self._results.get(output.id)
                     if results is not None:
                         results.put(output)
                         if output.finish is not None:
                             del self._results[output.id]
+                if stepped and self.on_step is not None:
+                    self.on_step(self.stats, failed, time.monotonic() - self._heard)
             elif isinstance(message, Failed):
                 log.error("the engine gave up: %s", message.what)
             elif not isinstance(message, Beat):

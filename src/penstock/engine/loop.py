@@ -7,13 +7,19 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from penstock.engine import sampler
 from penstock.engine.block_pool import BlockPool
 from penstock.engine.config import EngineConfig
-from penstock.engine.load import HEAD_ROWS, LoadedModel, load_model
+from penstock.engine.grammar import Cursor, Grammars
+from penstock.engine.held import HeldRows
+from penstock.engine.load import LoadedModel, load_model
+from penstock.engine.prompt import is_broken, read_prompts, report
 from penstock.engine.request import (
     EngineRequest,
     EngineStats,
@@ -27,12 +33,15 @@ from penstock.engine.request import (
 from penstock.engine.sampler import BrokenScores, Watermark
 from penstock.engine.scheduler import Run, Scheduler
 from penstock.engine.sequence import Sequence
-from penstock.engine.step import Step, build_step
+from penstock.engine.step import build_step
 from penstock.errors import InvalidRequest, ModelError
 
 log = logging.getLogger("penstock.engine")
 
 _MAX_FAILURES = 3  # failed steps in a row before the engine gives up
+_PATIENCE, _PATIENCE_SHARE = 0.002, 0.2  # seconds that a step waits for late masks, and the share of its own time
+_NAP = 0.01  # seconds to sleep where every sequence waits for its grammar
+_NOT_NUMBERS = "the model's scores are not numbers; are its weights damaged?"
 
 
 class EngineLoop:
@@ -55,6 +64,9 @@ class EngineLoop:
         self._nonce = secrets.token_bytes(32)
         self._dynamic_rope = model.decoder.config.rope.kind == "dynamic"
         self._eos = frozenset(model.limits.eos_ids)
+        self._grammars = Grammars(Path(config.model_path), model.limits.vocab_size, model.limits.eos_ids)
+        self._beginning: dict[Sequence, Future[Cursor]] = {}  # sequences whose grammar is being made
+        self._held = HeldRows()
         self._failures = 0
         self.stats = EngineStats(total_blocks=model.limits.num_blocks)
 
@@ -88,31 +100,44 @@ class EngineLoop:
         validate(request, self.limits)
         rope = self._decoder.config.rope
         span_limit = rope.original_max_positions if self._dynamic_rope else None
-        sequence = Sequence.of(request, next(self._numbers), self._nonce, span_limit)
+        sequence = Sequence.of(request, next(self._numbers), self._nonce, span_limit, self._eos)
         self._sequences[request.id] = sequence
-        self._scheduler.add(sequence)
+        if request.grammar is None:
+            self._scheduler.add(sequence)
+        else:
+            self._beginning[sequence] = self._grammars.begin(request.grammar.source)
 
     def abort(self, request_id: int) -> None:
         """Forget a request; one that is unknown or finished is fine."""
         sequence = self._sequences.pop(request_id, None)
-        if sequence is not None:
+        if sequence is None:
+            return
+        self._held.drop(sequence)
+        beginning = self._beginning.pop(sequence, None)
+        if beginning is None:
             self._scheduler.remove(sequence)
+        else:
+            beginning.cancel()
 
     def step(self) -> StepOutput:
         """Run one step and return what it made. Never raises for what one batch did; after three failed steps in a
         row it raises RuntimeError: the process is not healthy."""
         since = time.perf_counter()
+        outputs = self._begin_grammars()
         runs = self._scheduler.next()
+        self.stats.step_prompts = sum(run.sequence.computed < run.sequence.prompt_length for run in runs)
+        self.stats.step_decodes = len(runs) - self.stats.step_prompts
         try:
-            outputs = self._compute(runs)
+            outputs += self._compute(runs)
             self._failures = 0
         except Exception as error:
             self._failures += 1
             log.exception("a step of %d sequences failed", len(runs))
-            outputs = [self._fail(run.sequence, "the model failed while computing this request") for run in runs]
+            hit = dict.fromkeys([run.sequence for run in runs] + self._held.sequences())
+            outputs += [self._fail(sequence, "the model failed while computing this request") for sequence in hit]
             if self._failures >= _MAX_FAILURES:
                 raise RuntimeError(f"{_MAX_FAILURES} steps in a row failed") from error
-        self.stats.steps += 1
+        self.stats.steps += bool(runs)
         self.stats.step_seconds = time.perf_counter() - since
         return StepOutput(outputs, self.current_stats())
 
@@ -120,58 +145,98 @@ class EngineLoop:
         """The counters, with the gauges as they are now."""
         s = self.stats
         s.free_blocks, s.cached_blocks, s.used_blocks = self._pool.counts()
-        s.running, s.waiting = len(self._scheduler.running), len(self._scheduler.waiting)
+        s.running = len(self._scheduler.running)
+        s.waiting = len(self._scheduler.waiting) + len(self._beginning)
         s.preemptions = self._scheduler.preemptions
         return s
+
+    def _begin_grammars(self) -> list[SequenceOutput]:
+        """Let the sequences wait for their turn whose grammar has been made, and end those whose grammar is no good."""
+        outputs = []
+        for sequence, future in [item for item in self._beginning.items() if item[1].done()]:
+            try:
+                sequence.cursor = future.result()
+            except InvalidRequest as error:
+                outputs.append(self._fail(sequence, error.what, invalid=True))
+                continue
+            del self._beginning[sequence]
+            self._scheduler.add(sequence)
+        return outputs
 
     @torch.inference_mode()
     def _compute(self, runs: list[Run]) -> list[SequenceOutput]:
         """One forward pass over the runs, and the next token of each that reaches its end."""
-        if not runs:
-            return []
-        step = build_step(runs, self._pool.block_size, self._dynamic_rope)
-        hidden = self._decoder.forward(step.inputs, self._cache)
-        self._score_prompts(step, hidden)
-        tokens: list[Token | BrokenScores] = []
-        if step.ending:
-            logits = self._decoder.logits(hidden[step.ending_rows])
-            tokens = sampler.choose(logits, [run.sequence for run in step.ending], self._watermark)
-        for run in step.runs:
+        since = time.perf_counter()
+        ending: list[Sequence] = []
+        logits: Tensor | None = None
+        outputs: list[SequenceOutput] = []
+        if runs:
+            step = build_step(runs, self._pool.block_size, self._dynamic_rope)
+            hidden = self._decoder.forward(step.inputs, self._cache)
+            self.stats.forward_seconds = time.perf_counter() - since
+            read_prompts(step, hidden, self._decoder)
+            if step.ending:
+                ending = [run.sequence for run in step.ending]
+                logits = self._decoder.logits(hidden[step.ending_rows])
+            self._count(runs)
+            outputs = [self._end_prompt(run.sequence) for run in step.read]
+        patience = max(_PATIENCE, _PATIENCE_SHARE * (time.perf_counter() - since))
+        chosen, logits = self._held.exchange(ending, logits, patience)
+        if logits is not None:
+            tokens = sampler.choose(logits, chosen, self._watermark)
+            outputs += [self._advance(sequence, token) for sequence, token in zip(chosen, tokens, strict=True)]
+            self._grammars.move(
+                [(s.cursor, s.ids[-1]) for s in chosen if s.cursor is not None and s.id in self._sequences]
+            )
+        elif not runs:
+            self._nap()
+        return outputs
+
+    def _count(self, runs: list[Run]) -> None:
+        """The runs are computed: their tokens count, their full blocks may be shared."""
+        for run in runs:
             self.stats.prompt_tokens += max(0, min(run.length, run.sequence.prompt_length - run.sequence.computed))
             run.sequence.computed += run.length
             if self._prefix_caching:
                 run.sequence.publish(self._pool)
-        return [self._advance(run.sequence, token) for run, token in zip(step.ending, tokens, strict=True)]
 
-    def _score_prompts(self, step: Step, hidden: torch.Tensor) -> None:
-        """Log-probabilities of prompt tokens, for the runs whose requests ask."""
-        for run, last in zip(step.runs, step.last_rows, strict=True):
-            sequence = run.sequence
-            if not sequence.request.prompt_logprobs:
-                continue
-            start = sequence.computed
-            stop = min(start + run.length, sequence.prompt_length - 1)  # row i scores token i + 1
-            known = sequence.prompt_logprobs
-            if not known:
-                known.append(None)  # nothing precedes the first token
-            for a in range(max(start, len(known) - 1), stop, HEAD_ROWS):
-                b = min(a + HEAD_ROWS, stop)
-                first = last - run.length + 1 + a - start
-                logits = self._decoder.logits(hidden[first : first + b - a])
-                known += sampler.prompt_logprobs(logits, torch.tensor(sequence.ids[a + 1 : b + 1]))
+    def _nap(self) -> None:
+        """Nothing can be computed before a grammar is made or a mask is there."""
+        if self._held:
+            self._held.wait(_NAP)
+        elif self._beginning:
+            wait(self._beginning.values(), _NAP, FIRST_COMPLETED)
+
+    def _end_prompt(self, sequence: Sequence) -> SequenceOutput:
+        """The one output of a request that generates nothing."""
+        output = self._first_output(SequenceOutput(sequence.id, finish="length"), sequence)
+        if is_broken(output):
+            self._clean(sequence)
+            return self._fail(sequence, _NOT_NUMBERS)
+        self.abort(sequence.id)
+        return output
+
+    def _first_output(self, output: SequenceOutput, sequence: Sequence) -> SequenceOutput:
+        if sequence.started is not None:
+            output.queue_seconds = sequence.started - sequence.arrival
+        output.cached_tokens = sequence.cached_tokens
+        self.stats.cached_prompt_tokens += sequence.cached_tokens
+        report(sequence, output)
+        return output
 
     def _advance(self, sequence: Sequence, token: Token | BrokenScores) -> SequenceOutput:
         """Append a chosen token, and finish the sequence if it was the last."""
+        cursor = sequence.cursor
         if isinstance(token, BrokenScores):
+            if cursor is not None and cursor.error is not None:
+                return self._fail(sequence, cursor.error, invalid=True)
             self._clean(sequence)
-            return self._fail(sequence, "the model's scores are not numbers; are its weights damaged?")
+            return self._fail(sequence, _NOT_NUMBERS)
         sequence.ids.append(token.id)
+        self._held.drop(sequence)
         output = SequenceOutput(sequence.id, [token])
-        if sequence.generated == 1 and sequence.started is not None:
-            output.queue_seconds = sequence.started - sequence.arrival
-            output.cached_tokens = sequence.cached_tokens
-            output.prompt_logprobs = sequence.prompt_logprobs or None
-            self.stats.cached_prompt_tokens += sequence.cached_tokens
+        if sequence.generated == 1:
+            self._first_output(output, sequence)
         self.stats.generated_tokens += 1
         output.finish = self._finish_reason(sequence, token.id)
         if output.finish:
@@ -179,10 +244,11 @@ class EngineLoop:
         return output
 
     def _finish_reason(self, sequence: Sequence, token_id: int) -> FinishReason | None:
-        """Why the sequence ends with this token, in TGI's order: length goes before end of sequence."""
+        """Why the sequence ends with this token, in TGI's order: length goes before end of sequence. A stop id ends it
+        as the end of sequence does, and so does the end of a grammar, whatever is ignored: nothing can follow."""
         if sequence.generated >= sequence.request.max_new_tokens:
             return "length"
-        if token_id in self._eos and not sequence.request.ignore_eos:
+        if token_id in sequence.ends or (sequence.cursor is not None and token_id in sequence.cursor.ends):
             return "eos_token"
         return None
 
@@ -194,6 +260,7 @@ class EngineLoop:
                 keys[:, block] = 0
                 values[:, block] = 0
 
-    def _fail(self, sequence: Sequence, text: str) -> SequenceOutput:
+    def _fail(self, sequence: Sequence, text: str, invalid: bool = False) -> SequenceOutput:
+        """End a sequence with an error. invalid: its own request is at fault."""
         self.abort(sequence.id)
-        return SequenceOutput(sequence.id, finish="error", error=text)
+        return SequenceOutput(sequence.id, finish="error", error=text, invalid=invalid)

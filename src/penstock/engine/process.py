@@ -6,13 +6,8 @@ end closes, and with its parent.
 
 from __future__ import annotations
 
-import ctypes
-import faulthandler
 import logging
-import os
-import resource
 import select
-import signal
 import socket
 import sys
 import threading
@@ -21,8 +16,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from penstock import logs
 from penstock.devices.threads import bind_threads
 from penstock.engine import wire
+from penstock.engine.child import settle_in
 from penstock.engine.request import (
     Abort,
     Failed,
@@ -40,7 +37,6 @@ if TYPE_CHECKING:  # importing it imports torch, whose threads must be set first
 log = logging.getLogger("penstock.engine")
 
 BEAT_SECONDS = 3.0
-_PR_SET_PDEATHSIG = 1
 
 
 class Channel:
@@ -80,7 +76,8 @@ class Channel:
 
 def main() -> int:
     """Load what the first frame says and serve until the other end closes. Returns the exit code."""
-    _settle_in()
+    settle_in()
+    logs.configure()
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
     bodies: list[bytes] = []
     while not bodies and not channel.closed:
@@ -155,21 +152,6 @@ def _beat(channel: Channel) -> None:
             channel.send_bytes(wire.BEAT)
         except OSError:
             return
-
-
-def _settle_in() -> None:
-    """Die with the parent, leave Ctrl-C to it, dump stacks on SIGUSR2, leave no core file with prompts in it."""
-    parent = os.getppid()
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    faulthandler.enable()
-    faulthandler.register(signal.SIGUSR2)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ checked once, by `validate`, where the sequences live. The structs travel as msg
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Literal
 
 import msgspec
@@ -15,13 +16,20 @@ from penstock.errors import InvalidRequest
 FinishReason = Literal["length", "eos_token", "stop_sequence", "aborted", "error"]
 
 MAX_TOP_TOKENS = 128  # alternatives per position that one request may ask for
+MAX_PROMPT_TOP = 2**20  # alternatives for a whole prompt
+MAX_LOGIT_BIAS = 1024  # entries
+MAX_STOP_IDS = 256
+MAX_GRAMMAR = 2**20  # characters
+_PENALTIES = ("frequency_penalty", "count_penalty", "presence_penalty")
 
 
 class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     """How the next token is chosen. The defaults are greedy decoding.
 
-    top_k 0, top_p 1 and typical_p 1 are off. `seed` names the random stream: the draw at a position depends on
-    (seed, position) alone, never on the other requests in the batch.
+    top_k 0, top_p 1, typical_p 1 and min_p 0 are off. `seed` names the random stream: the draw at a position depends on
+    (seed, position) alone, never on the other requests in the batch. frequency_penalty is TGI's, relative to the length
+    of prompt and output; count_penalty and presence_penalty are OpenAI's frequency_penalty and presence_penalty, over
+    the output alone. logit_bias: added to the raw scores of these ids.
     """
 
     do_sample: bool = False
@@ -31,6 +39,10 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     typical_p: float = 1.0
     repetition_penalty: float = 1.0
     frequency_penalty: float = 0.0
+    count_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    min_p: float = 0.0
+    logit_bias: dict[int, float] = {}
     watermark: bool = False
     seed: int = 0
 
@@ -42,11 +54,29 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def plain(self) -> bool:
         """Whether the raw scores decide alone (no processor changes them)."""
-        return not (self.draws or self.repetition_penalty != 1.0 or self.frequency_penalty != 0.0 or self.watermark)
+        return not (self.draws or self.penalizes or self.logit_bias or self.min_p > 0.0 or self.watermark)
+
+    @property
+    def penalizes(self) -> bool:
+        """Whether tokens that were there before score differently."""
+        return self.repetition_penalty != 1.0 or any(
+            (self.frequency_penalty, self.count_penalty, self.presence_penalty)
+        )
+
+
+class Grammar(msgspec.Struct, frozen=True):
+    """What the output must match, in llguidance's serialized form; made by text/grammar, and tried out in the forge
+    (engine/forge) where its author is a stranger."""
+
+    source: str
 
 
 class EngineRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="generate"):
-    """One sequence to generate. `id` is chosen by the sender and unique among its live requests."""
+    """One sequence to generate. `id` is chosen by the sender and unique among its live requests.
+
+    max_new_tokens may be 0 where only the prompt's log-probabilities or its embedding are wanted; the one output then
+    has no tokens and finishes with "length".
+    """
 
     id: int
     prompt_ids: list[int]
@@ -56,8 +86,18 @@ class EngineRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="genera
     logprobs: bool = False  # log-probability of each chosen token
     top_n_tokens: int = 0  # so many alternatives per generated token
     prompt_logprobs: bool = False  # log-probability of every prompt token (recomputes the whole prompt)
+    prompt_top_n: int = 0  # so many alternatives per prompt token; needs prompt_logprobs
+    min_new_tokens: int = 0  # no end of sequence (eos or stop_ids) before so many tokens
+    stop_ids: list[int] = []  # end the sequence as eos does, also under ignore_eos
+    grammar: Grammar | None = None
+    embed: bool = False  # the mean over the prompt of the final normalised hidden states
     priority: int = 0  # lower runs first
     salt: bytes = b""  # prefix cache is shared only between requests of equal salt (one per API key)
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether every prompt token's hidden state is needed, and not only its keys and values."""
+        return self.prompt_logprobs or self.embed
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort"):
@@ -86,6 +126,8 @@ class SequenceOutput(msgspec.Struct, omit_defaults=True):
     tokens: list[Token] = []
     finish: FinishReason | None = None
     prompt_logprobs: list[float | None] | None = None
+    prompt_top: list[list[tuple[int, float]]] | None = None  # as Token.top; empty for the first
+    embedding: list[float] | None = None
     cached_tokens: int = 0
     queue_seconds: float | None = None
     error: str | None = None
@@ -106,7 +148,10 @@ class EngineStats(msgspec.Struct, omit_defaults=True):
     cached_prompt_tokens: int = 0
     generated_tokens: int = 0
     preemptions: int = 0
-    step_seconds: float = 0.0  # of the last step
+    step_seconds: float = 0.0  # of the last step; and so are the rest
+    forward_seconds: float = 0.0  # the model's part of it
+    step_prompts: int = 0  # sequences that computed tokens of their prompts
+    step_decodes: int = 0  # sequences that only computed their latest token
 
 
 class StepOutput(msgspec.Struct, tag="step"):
@@ -167,7 +212,7 @@ def validate(request: EngineRequest, limits: Limits) -> None:
     Raises InvalidRequest with the text for the client. The wording of the token limits is TGI's, which clients match.
     """
     s = request.sampling
-    for name in ("temperature", "top_p", "typical_p", "repetition_penalty", "frequency_penalty"):
+    for name in ("temperature", "top_p", "typical_p", "repetition_penalty", *_PENALTIES, "min_p"):
         value = getattr(s, name)
         if not -1.8e308 < value < 1.8e308:  # false for NaN too, and fine with integers of any size
             raise InvalidRequest(f"`{name}` must be a finite number")
@@ -175,20 +220,42 @@ def validate(request: EngineRequest, limits: Limits) -> None:
         raise InvalidRequest("`temperature` must be strictly positive")
     if s.repetition_penalty <= 0:
         raise InvalidRequest("`repetition_penalty` must be strictly positive")
-    if not -2 <= s.frequency_penalty <= 2:
-        raise InvalidRequest("`frequency_penalty` must be >= -2.0 and <= 2.0")
+    for name in _PENALTIES:
+        if not -2 <= getattr(s, name) <= 2:
+            raise InvalidRequest(f"`{name}` must be >= -2.0 and <= 2.0")
     if not 0 < s.top_p <= 1:
         raise InvalidRequest("`top_p` must be > 0.0 and < 1.0")
     if not 0 < s.typical_p <= 1:
         raise InvalidRequest("`typical_p` must be > 0.0 and < 1.0")
     if not 0 <= s.top_k < 2**31:
         raise InvalidRequest("`top_k` must be strictly positive")
+    if not 0 <= s.min_p <= 1:
+        raise InvalidRequest("`min_p` must be >= 0.0 and <= 1.0")
     if not 0 <= s.seed < 2**64:
         raise InvalidRequest("`seed` must be >= 0 and < 2^64")
-    if request.max_new_tokens <= 0:
+    if len(s.logit_bias) > MAX_LOGIT_BIAS:
+        raise InvalidRequest(f"`logit_bias` must have at most {MAX_LOGIT_BIAS} entries. Given: {len(s.logit_bias)}")
+    if not all(-100 <= bias <= 100 for bias in s.logit_bias.values()):  # false for NaN too
+        raise InvalidRequest("`logit_bias` values must be >= -100 and <= 100")
+    _inside("`logit_bias`: ", s.logit_bias, limits)
+    _check_lengths(request, limits)
+
+
+def _check_lengths(request: EngineRequest, limits: Limits) -> None:
+    """The part of `validate` that is about tokens: how many of them, and which."""
+    if request.max_new_tokens < 0 or (request.max_new_tokens == 0 and not request.reads_prompt):
         raise InvalidRequest("`max_new_tokens` must be strictly positive")
-    if not 0 <= request.top_n_tokens <= MAX_TOP_TOKENS:
-        raise InvalidRequest(f"`top_n_tokens` must be >= 0 and <= {MAX_TOP_TOKENS}")
+    if not 0 <= request.min_new_tokens <= request.max_new_tokens:
+        raise InvalidRequest("`min_new_tokens` must be >= 0 and <= `max_new_tokens`")
+    for name in ("top_n_tokens", "prompt_top_n"):
+        if not 0 <= getattr(request, name) <= MAX_TOP_TOKENS:
+            raise InvalidRequest(f"`{name}` must be >= 0 and <= {MAX_TOP_TOKENS}")
+    if request.prompt_top_n > 0 and not request.prompt_logprobs:
+        raise InvalidRequest("`prompt_top_n` needs `prompt_logprobs`")
+    if len(request.stop_ids) > MAX_STOP_IDS:
+        raise InvalidRequest(f"`stop_ids` must have at most {MAX_STOP_IDS} entries. Given: {len(request.stop_ids)}")
+    if request.grammar is not None and len(request.grammar.source) > MAX_GRAMMAR:
+        raise InvalidRequest(f"`grammar` must be at most {MAX_GRAMMAR} characters long")
     if not -(2**31) <= request.priority < 2**31:
         raise InvalidRequest("`priority` must fit 32 bits")
     n = len(request.prompt_ids)
@@ -201,7 +268,17 @@ def validate(request: EngineRequest, limits: Limits) -> None:
         )
     if n > limits.max_input_tokens:
         raise InvalidRequest(f"`inputs` must have less than {limits.max_input_tokens} tokens. Given: {n}")
-    low, high = min(request.prompt_ids), max(request.prompt_ids)
+    if n * request.prompt_top_n > MAX_PROMPT_TOP:
+        raise InvalidRequest(f"`prompt_top_n` times the tokens of the prompt must be <= {MAX_PROMPT_TOP}")
+    _inside("`stop_ids`: ", request.stop_ids, limits)
+    _inside("", request.prompt_ids, limits)
+
+
+def _inside(where: str, ids: Collection[int], limits: Limits) -> None:
+    """Refuse ids that the model has no score for."""
+    if not ids:
+        return
+    low, high = min(ids), max(ids)
     if low < 0 or high >= limits.vocab_size:
         bad = low if low < 0 else high
-        raise InvalidRequest(f"token id {bad} is outside the vocabulary of {limits.vocab_size}")
+        raise InvalidRequest(f"{where}token id {bad} is outside the vocabulary of {limits.vocab_size}")

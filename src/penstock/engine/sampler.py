@@ -1,8 +1,10 @@
 """From scores to the next token of each row.
 
-The processors run in TGI's order: watermark, repetition penalty, frequency penalty, temperature, top-k, top-p,
-typical-p. A draw inverts the cumulative distribution at a number that depends on (seed, position) alone, so the same
-request makes the same draws in any batch.
+The processors run in TGI's order: watermark, repetition penalty, frequency penalty, grammar, temperature, top-k, top-p,
+typical-p. What TGI has not is put where its users know it from: the bias of single tokens is part of the raw scores,
+OpenAI's penalties stand beside TGI's, the minimum length beside the grammar, min-p is last. A draw inverts the
+cumulative distribution at a number that depends on (seed, position) alone, so the same request makes the same draws in
+any batch.
 """
 
 from __future__ import annotations
@@ -14,13 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from penstock.engine.request import EngineRequest, Sampling, Token
+from penstock.engine.request import Sampling, Token
 from penstock.engine.sequence import Sequence
 
 _TIES = 64  # further alternatives that tie with the last; a flat distribution ties everywhere
 _COLDEST = 1e-6  # temperatures below are greedy in float32 anyway
 _HUGE = 1e30  # factors beyond have no more effect, but would overflow float32
 _WATERMARK_PRIME = 15485863
+_EXCLUDED = float("-inf")
 
 
 @dataclass(frozen=True)
@@ -48,43 +51,35 @@ def choose(logits: Tensor, sequences: list[Sequence], watermark: Watermark) -> l
     taken = set(bare)
     rest = [i for i in range(len(requests)) if i not in taken]
     if bare:
-        best, ids = (logits if not rest else logits[bare]).max(dim=-1)
+        scores = _restrict(logits if not rest else logits[bare], [sequences[i] for i in bare])
+        best, ids = scores.max(dim=-1)
         for i, value, token_id in zip(bare, best.float().tolist(), ids.tolist(), strict=True):
-            results[i] = Token(token_id) if value == value else BrokenScores()
+            results[i] = Token(token_id) if value > _EXCLUDED else BrokenScores()
     if rest:
         scores = (logits if not bare else logits[rest]).float()
         scores = process(scores, [sequences[i] for i in rest], watermark)
         ids = _pick(scores, [sequences[i] for i in rest])
-        normalizer = torch.logsumexp(scores, dim=-1, keepdim=True)
-        chosen = (scores.gather(1, ids.unsqueeze(1)) - normalizer).squeeze(1).tolist()
+        logprobs = scores - torch.logsumexp(scores, dim=-1, keepdim=True)
+        chosen = logprobs.gather(1, ids.unsqueeze(1)).squeeze(1).tolist()
         for row, (i, token_id, logprob) in enumerate(zip(rest, ids.tolist(), chosen, strict=True)):
             if logprob != logprob:
                 results[i] = BrokenScores()
                 continue
-            top = _top(scores[row] - normalizer[row], requests[i])
+            top = _top(logprobs[row], requests[i].top_n_tokens)
             results[i] = Token(token_id, logprob if requests[i].logprobs else None, top)
     return [result for result in results if result is not None]
 
 
 def process(scores: Tensor, sequences: list[Sequence], watermark: Watermark) -> Tensor:
     """Apply every processor that a row asks for, in order. scores: [n, vocab] float32 -> the same, -inf = excluded."""
-    samplings = [s.request.sampling for s in sequences]
-    if any(not s.plain for s in samplings):
+    busy = [(row, s) for row, s in enumerate(sequences) if not s.request.sampling.plain]
+    if busy:
         scores = scores.clone()
-    for row, (sampling, sequence) in enumerate(zip(samplings, sequences, strict=True)):
-        if sampling.plain:
-            continue
-        _penalize(scores[row], sampling, sequence.ids, watermark)
-        if sampling.temperature != 1.0:
-            # from the maximum down, so that a tiny temperature leaves a greedy row and not infinities
-            scores[row] -= scores[row].max()
-            scores[row] /= min(max(sampling.temperature, _COLDEST), _HUGE)
-        if sampling.top_k > 0:
-            _keep_top_k(scores[row], sampling.top_k)
-        if sampling.top_p < 1.0:
-            _keep_top_p(scores[row], sampling.top_p)
-        if sampling.typical_p < 1.0:
-            _keep_typical(scores[row], sampling.typical_p)
+    for row, sequence in busy:
+        _penalize(scores[row], sequence, watermark)
+    scores = _restrict(scores, sequences)
+    for row, sequence in busy:
+        _sharpen(scores[row], sequence.request.sampling)
     return scores
 
 
@@ -94,12 +89,44 @@ def uniform(seed: int, position: int) -> float:
     return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
 
 
-def prompt_logprobs(logits: Tensor, targets: Tensor) -> list[float]:
-    """Log-probability of each next prompt token. logits: [n, vocab]; targets: [n] -> n numbers."""
+def prompt_logprobs(
+    logits: Tensor, targets: Tensor, top_n: int = 0
+) -> tuple[list[float], list[list[tuple[int, float]]]]:
+    """Log-probability of each next prompt token, and the top_n likeliest in its place (none of them when 0).
+
+    logits: [n, vocab]; targets: [n] -> n of both. A target that is among the likeliest has the very same number there.
+    """
     scores = logits.float()
-    chosen = scores.gather(1, targets.unsqueeze(1)).squeeze(1) - torch.logsumexp(scores, dim=-1)
-    values: list[float] = chosen.tolist()
-    return values
+    logprobs = scores - torch.logsumexp(scores, dim=-1, keepdim=True)
+    chosen: list[float] = logprobs.gather(1, targets.unsqueeze(1)).squeeze(1).tolist()
+    return chosen, [_top(row, top_n) for row in logprobs] if top_n else []
+
+
+def _restrict(scores: Tensor, sequences: list[Sequence]) -> Tensor:
+    """Exclude what a grammar does not allow, and what would end a sequence too early. scores: [n, vocab]; not changed.
+
+    An early end is allowed where the grammar leaves nothing else.
+    """
+    followed = [(row, s.cursor.bits) for row, s in enumerate(sequences) if s.cursor is not None]
+    withheld = [(row, ids) for row, s in enumerate(sequences) if (ids := s.withheld)]
+    if not followed and not withheld:
+        return scores
+    scores = scores.clone()
+    if followed:
+        rows = [row for row, _bits in followed]
+        packed = np.stack([bits for _row, bits in followed]).view(np.uint8)
+        allowed = np.unpackbits(packed, axis=1, count=scores.shape[1], bitorder="little")
+        excluded = torch.from_numpy(allowed == 0)
+        if len(rows) == len(scores):
+            scores.masked_fill_(excluded, _EXCLUDED)
+        else:
+            scores[rows] = scores[rows].masked_fill(excluded, _EXCLUDED)
+    for row, ids in withheld:
+        kept = scores[row, ids]
+        scores[row, ids] = _EXCLUDED
+        if scores[row].max() == _EXCLUDED:
+            scores[row, ids] = kept
+    return scores
 
 
 def _pick(scores: Tensor, sequences: list[Sequence]) -> Tensor:
@@ -119,26 +146,51 @@ def _draw(row: Tensor, at: float) -> int:
     return min(int(np.searchsorted(cumulative, below, side="right")), len(row) - 1)
 
 
-def _penalize(row: Tensor, sampling: Sampling, ids: list[int], watermark: Watermark) -> None:
-    """Watermark, repetition and frequency penalties, in place. row: [vocab]; ids: prompt and output so far."""
+def _penalize(row: Tensor, sequence: Sequence, watermark: Watermark) -> None:
+    """Bias, watermark and penalties, in place. row: [vocab]."""
+    sampling, ids = sequence.request.sampling, sequence.ids
+    if sampling.logit_bias:
+        row[list(sampling.logit_bias)] += torch.tensor(list(sampling.logit_bias.values()))
     if sampling.watermark:
         generator = torch.Generator().manual_seed(_WATERMARK_PRIME * ids[-1])
         green = torch.randperm(len(row), generator=generator)[: int(watermark.gamma * len(row))]
         row[green] += watermark.delta
-    if sampling.repetition_penalty == 1.0 and sampling.frequency_penalty == 0.0:
+    if not sampling.penalizes:
         return
-    seen, counts = torch.tensor(ids).unique(return_counts=True)
-    if sampling.repetition_penalty != 1.0:  # Keskar et al. 2019
-        values, penalty = row[seen], min(max(sampling.repetition_penalty, 1 / _HUGE), _HUGE)
-        row[seen] = torch.where(values < 0, values * penalty, values / penalty)
-    if sampling.frequency_penalty != 0.0:  # TGI's formula: relative to the length of the text
-        row[seen] -= sampling.frequency_penalty * counts / len(ids)
+    if sampling.repetition_penalty != 1.0 or sampling.frequency_penalty != 0.0:
+        seen, counts = torch.tensor(ids).unique(return_counts=True)
+        if sampling.repetition_penalty != 1.0:  # Keskar et al. 2019
+            values, penalty = row[seen], min(max(sampling.repetition_penalty, 1 / _HUGE), _HUGE)
+            row[seen] = torch.where(values < 0, values * penalty, values / penalty)
+        if sampling.frequency_penalty != 0.0:  # TGI's formula: relative to the length of the text
+            row[seen] -= sampling.frequency_penalty * counts / len(ids)
+    generated = ids[sequence.prompt_length :]
+    if generated and (sampling.count_penalty != 0.0 or sampling.presence_penalty != 0.0):  # OpenAI's formula
+        seen, counts = torch.tensor(generated).unique(return_counts=True)
+        row[seen] -= sampling.count_penalty * counts + sampling.presence_penalty
+
+
+def _sharpen(row: Tensor, sampling: Sampling) -> None:
+    """Temperature, and the rules that keep only the likelier tokens, in place. row: [vocab]."""
+    if sampling.temperature != 1.0:
+        # from the maximum down, so that a tiny temperature leaves a greedy row and not infinities
+        row -= row.max()
+        row /= min(max(sampling.temperature, _COLDEST), _HUGE)
+    if sampling.top_k > 0:
+        _keep_top_k(row, sampling.top_k)
+    if sampling.top_p < 1.0:
+        _keep_top_p(row, sampling.top_p)
+    if sampling.typical_p < 1.0:
+        _keep_typical(row, sampling.typical_p)
+    if sampling.min_p > 0.0:  # Nguyen et al. 2024: relative to the likeliest token
+        probabilities = torch.softmax(row, dim=0)
+        row[probabilities < sampling.min_p * probabilities.max()] = _EXCLUDED
 
 
 def _keep_top_k(row: Tensor, k: int) -> None:
     """Exclude everything below the k-th largest; ties with it stay."""
     if k < len(row):
-        row[row < row.topk(k).values[-1]] = float("-inf")
+        row[row < row.topk(k).values[-1]] = _EXCLUDED
 
 
 def _keep_top_p(row: Tensor, p: float) -> None:
@@ -150,7 +202,7 @@ def _keep_top_p(row: Tensor, p: float) -> None:
     ordered = np.sort(probabilities)[::-1]  # NumPy's vector sort: many times faster than torch's on a processor
     mass = np.cumsum(ordered, dtype=np.float64)
     last = min(int(np.searchsorted(mass, p)), len(ordered) - 1)  # the token that crosses p is kept
-    row[torch.from_numpy(probabilities < ordered[last])] = float("-inf")
+    row[torch.from_numpy(probabilities < ordered[last])] = _EXCLUDED
 
 
 def _keep_typical(row: Tensor, p: float) -> None:
@@ -160,12 +212,12 @@ def _keep_typical(row: Tensor, p: float) -> None:
     entropy = -(probabilities * logprobs.masked_fill(probabilities == 0, 0.0)).sum()
     order = np.argsort((-logprobs - entropy).abs().numpy())
     mass = np.cumsum(probabilities.numpy()[order], dtype=np.float64)
-    row[torch.from_numpy(order[int(np.searchsorted(mass, p)) + 1 :])] = float("-inf")
+    row[torch.from_numpy(order[int(np.searchsorted(mass, p)) + 1 :])] = _EXCLUDED
 
 
-def _top(logprobs: Tensor, request: EngineRequest) -> list[tuple[int, float]]:
-    """The likeliest tokens of a row, best first; ties with the last of them are all given. logprobs: [vocab]."""
-    n = min(request.top_n_tokens, len(logprobs))
+def _top(logprobs: Tensor, n: int) -> list[tuple[int, float]]:
+    """The n likeliest tokens of a row, best first; ties with the last of them are all given. logprobs: [vocab]."""
+    n = min(n, len(logprobs))
     if n == 0:
         return []
     values, ids = logprobs.topk(n)
@@ -173,4 +225,4 @@ def _top(logprobs: Tensor, request: EngineRequest) -> list[tuple[int, float]]:
     ties = (logprobs == values[-1]).nonzero().squeeze(1).tolist() if values[-1].isfinite() else []
     taken = set(ids.tolist())
     best += [(i, best[-1][1]) for i in ties if i not in taken][:_TIES]
-    return [(i, logprob) for i, logprob in best if logprob > float("-inf")]
+    return [(i, logprob) for i, logprob in best if logprob > _EXCLUDED]

@@ -92,7 +92,7 @@ class Scheduler:
         """Start waiting sequences in order while budget, rows and blocks last; the first that cannot start ends it."""
         while self.waiting and budget > 0 and len(self.running) < self.max_running:
             sequence = self.waiting[0]
-            if self.prefix_caching and not sequence.request.prompt_logprobs:
+            if self.prefix_caching and not sequence.request.reads_prompt:
                 sequence.take_prefix(self.pool)
             length = min(sequence.pending, budget)
             # room for all that is known and for the others to grow by a block, so that a sequence is not started only

@@ -5,7 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from penstock.engine.block_pool import BlockPool, block_key, root_key
+from penstock.engine.grammar import Cursor
 from penstock.engine.request import EngineRequest
 
 
@@ -26,9 +29,21 @@ class Sequence:
     cached_tokens: int = 0  # taken from the prefix index at first admission
     started: float | None = None  # when it first ran
     prompt_logprobs: list[float | None] = field(default_factory=list)
+    prompt_top: list[list[tuple[int, float]]] = field(default_factory=list)
+    hidden_sum: Tensor | None = None  # over the first `hidden_count` prompt tokens, [hidden] float64
+    hidden_count: int = 0
+    ends: frozenset[int] = frozenset()  # tokens that end it
+    cursor: Cursor | None = None  # where it is in its grammar
 
     @classmethod
-    def of(cls, request: EngineRequest, number: int, nonce: bytes, rope_span_limit: int | None) -> Sequence:
+    def of(
+        cls,
+        request: EngineRequest,
+        number: int,
+        nonce: bytes,
+        rope_span_limit: int | None,
+        eos_ids: frozenset[int] = frozenset(),
+    ) -> Sequence:
         """nonce: random per process, so that block keys cannot be guessed from outside.
 
         rope_span_limit: with dynamic rope scaling, the context past which a prompt's keys depend on its length; such
@@ -37,7 +52,8 @@ class Sequence:
         n = len(request.prompt_ids)
         span = n if rope_span_limit is not None and n > rope_span_limit else 0
         root = root_key(nonce, request.salt, span.to_bytes(8, "little"))
-        return cls(request, root, list(request.prompt_ids), n, time.monotonic(), number)
+        ends = frozenset(request.stop_ids) if request.ignore_eos else eos_ids | frozenset(request.stop_ids)
+        return cls(request, root, list(request.prompt_ids), n, time.monotonic(), number, ends=ends)
 
     @property
     def id(self) -> int:
@@ -56,6 +72,21 @@ class Sequence:
     def pending(self) -> int:
         """Known tokens that are not computed yet: 1 while decoding."""
         return len(self.ids) - self.computed
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether the hidden states of prompt tokens are still wanted."""
+        return self.request.reads_prompt and self.computed < self.prompt_length
+
+    @property
+    def withheld(self) -> list[int]:
+        """Tokens that must not come next, if anything else can: an end before the least length, and, where the end of
+        sequence is ignored, the one that a grammar offers."""
+        if self.generated < self.request.min_new_tokens:
+            return list(self.ends if self.cursor is None else self.ends | self.cursor.ends)
+        if self.cursor is not None and self.request.ignore_eos:
+            return list(self.cursor.ends)
+        return []
 
     def full_keys(self, block_size: int, tokens: int) -> list[bytes]:
         """Keys of the full blocks among the first `tokens` tokens."""

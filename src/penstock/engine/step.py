@@ -18,8 +18,9 @@ GATHERED = 2**15  # cached tokens that one group of several runs gathers at most
 class Step:
     """The runs in the order of their rows and what the decoder is given.
 
-    last_rows: for each run the row of its last token. ending: the runs that reach their end, whose next token is
-    chosen; ending_rows: where their last tokens lie in what the decoder returns.
+    last_rows: for each run the row of its last token. ending: the runs that reach their end and whose next token is
+    chosen; ending_rows: where their last tokens lie in what the decoder returns. read: the runs that reach the end of a
+    prompt after which nothing is generated.
     """
 
     runs: list[Run]
@@ -27,6 +28,7 @@ class Step:
     last_rows: list[int]
     ending: list[Run]
     ending_rows: list[int]
+    read: list[Run]
 
 
 def build_step(runs: list[Run], block_size: int, dynamic_rope: bool) -> Step:
@@ -46,11 +48,16 @@ def build_step(runs: list[Run], block_size: int, dynamic_rope: bool) -> Step:
         if dynamic_rope:
             spans += [max(s.prompt_length, p + 1) for p in range(start, stop)]
         last_rows.append(len(ids) - 1)
-    ends = [(run, row) for run, row in zip(runs, last_rows, strict=True) if run.reaches_end]
+    read = [run for run in runs if run.reaches_end and run.sequence.request.max_new_tokens == 0]
+    ends = [
+        (run, row)
+        for run, row in zip(runs, last_rows, strict=True)
+        if run.reaches_end and run.sequence.request.max_new_tokens > 0
+    ]
     ends.sort(key=lambda end: _kind(1, end[0], block_size))
     ending, ending_rows = [run for run, _row in ends], [row for _run, row in ends]
     wanted = None
-    if len(ends) < len(ids) and not any(run.sequence.request.prompt_logprobs for run in runs):
+    if len(ends) < len(ids) and not any(run.sequence.reads_prompt for run in runs):
         wanted = Wanted(torch.tensor(ending_rows, dtype=torch.int64), list(_groups(ending, block_size, length=1)))
         ending_rows = list(range(len(ends)))
     inputs = StepInputs(
@@ -61,7 +68,7 @@ def build_step(runs: list[Run], block_size: int, dynamic_rope: bool) -> Step:
         groups=list(_groups(runs, block_size)),
         wanted=wanted,
     )
-    return Step(runs, inputs, last_rows, ending, ending_rows)
+    return Step(runs, inputs, last_rows, ending, ending_rows, read)
 
 
 def _blocks(run: Run, block_size: int) -> int:

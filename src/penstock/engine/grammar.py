@@ -1,0 +1,177 @@
+"""Grammars in the engine: one cursor a sequence, its mask computed beside the forward pass.
+
+Two lanes, each a thread, move cursors on: one for most, one for those that once took long, so that a costly grammar
+makes nobody wait but its own sequence. What is made from a stranger's grammar was tried out in the forge before.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penstock.engine.matcher import Vocabulary
+from penstock.errors import InvalidRequest
+
+log = logging.getLogger("penstock.engine")
+
+SLOW_SECONDS = 0.005  # of a processor; a cursor that once took longer goes to the slow lane, for good
+_KEPT, _KEPT_CHARACTERS = 64, 2**21  # fresh matchers kept for the next request with the same grammar
+_MAKERS = 2
+_POLITE = 10  # niceness of what is not waited for by everybody
+
+
+class Cursor:
+    """Where one sequence is in its grammar, and what it allows next.
+
+    bits: one bit a token, lowest first; valid once `ready`. All zero when the grammar failed, and `error` says why.
+    ends: the tokens that end a text; they are allowed where the grammar may end.
+    """
+
+    def __init__(self, matcher: Any, width: int, ends: frozenset[int]) -> None:
+        self.bits: NDArray[np.int32] = np.zeros(-(-width // 32), np.int32)
+        self.ends = ends
+        self.error: str | None = None
+        self.slow = False
+        self._matcher = matcher
+        self._moved = False
+        self._batch = threading.Event()  # set when those are done that a lane moves together with this one
+        self.move(None)
+
+    def leave(self, batch: threading.Event) -> None:
+        """A lane will move it on, as one of a batch; until then it is not ready."""
+        self._moved, self._batch = False, batch
+
+    def ready(self, seconds: float = 0.0) -> bool:
+        """Whether `bits` are valid, waiting for so long."""
+        if not self._moved and seconds > 0:
+            self._batch.wait(seconds)
+        return self._moved
+
+    def move(self, token_id: int | None) -> None:
+        """The work of a lane: consume a token, compute what may follow."""
+        began = time.thread_time()
+        try:
+            if token_id is not None:
+                self._matcher.consume_token(token_id)
+            self._matcher.unsafe_compute_mask_ptr(self.bits.ctypes.data, self.bits.nbytes)
+            if self._matcher.is_error():
+                self.error = "the grammar is too complex to follow"
+                log.info("a grammar failed: %s", self._matcher.stop_reason())
+        except BaseException as error:  # a panic of the library is no Exception
+            self.error = "the grammar failed"
+            log.warning("a grammar failed: %s", type(error).__name__)
+        if self.error is not None:
+            self.bits[:] = 0
+        self.slow |= time.thread_time() - began > SLOW_SECONDS
+        self._moved = True
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What one step gives to a lane: one hand-over for all."""
+
+    moves: list[tuple[Cursor, int]]
+    done: threading.Event
+
+
+class Lanes:
+    """The threads that move cursors on."""
+
+    def __init__(self) -> None:
+        self._quick: SimpleQueue[_Batch] = SimpleQueue()
+        self._slow: SimpleQueue[_Batch] = SimpleQueue()
+        for queue, niceness in ((self._quick, 0), (self._slow, _POLITE)):
+            threading.Thread(target=_run, args=(queue, niceness), name="grammar", daemon=True).start()
+
+    def move(self, moves: list[tuple[Cursor, int]]) -> None:
+        """Let each cursor take its token; the next masks are computed in the meantime."""
+        for queue, slow in ((self._quick, False), (self._slow, True)):
+            batch = _Batch([move for move in moves if move[0].slow == slow], threading.Event())
+            if batch.moves:
+                for cursor, _token in batch.moves:
+                    cursor.leave(batch.done)
+                queue.put(batch)
+
+
+class Grammars:
+    """Makes cursors. Nothing is loaded before the first grammar comes."""
+
+    def __init__(self, folder: Path, width: int, eos_ids: Sequence[int]) -> None:
+        """folder: of the model, for its tokenizer. width: of its output."""
+        self._arguments = (folder, width, eos_ids)
+        self._vocabulary: Vocabulary | None = None
+        self._lanes: Lanes | None = None
+        self._lock = threading.Lock()
+        self._fresh: OrderedDict[str, Any] = OrderedDict()  # least recently used first
+        self._makers: ThreadPoolExecutor | None = None
+
+    def begin(self, source: str) -> Future[Cursor]:
+        """A cursor at the start of a grammar; its Future may raise InvalidRequest."""
+        if self._makers is None:
+            self._makers = ThreadPoolExecutor(_MAKERS, "grammar-maker", initializer=be_polite, initargs=(_POLITE,))
+        return self._makers.submit(self._make, source)
+
+    def move(self, moves: list[tuple[Cursor, int]]) -> None:
+        """Let each cursor take its token; the next masks are computed in the meantime."""
+        if moves and self._lanes is not None:
+            self._lanes.move(moves)
+
+    def _make(self, source: str) -> Cursor:
+        try:
+            with self._lock:
+                vocabulary = self._vocabulary = self._vocabulary or Vocabulary(*self._arguments)
+                self._lanes = self._lanes or Lanes()
+                matcher = self._copy(source)
+            if matcher is None:
+                fresh = vocabulary.matcher(source)
+                with self._lock:
+                    self._keep(source, fresh)
+                    matcher = fresh.deep_copy()
+            return Cursor(matcher, vocabulary.width, vocabulary.ends)
+        except InvalidRequest:
+            raise
+        except BaseException as error:  # a panic of the library is no Exception, and would end the thread
+            log.warning("a grammar could not be made: %s", type(error).__name__)
+            raise InvalidRequest("grammar is not valid: it cannot be made") from None
+
+    def _copy(self, source: str) -> Any:
+        """A copy of a kept matcher, or None."""
+        fresh = self._fresh.get(source)
+        if fresh is None:
+            return None
+        self._fresh.move_to_end(source)
+        return fresh.deep_copy()
+
+    def _keep(self, source: str, fresh: Any) -> None:
+        self._fresh[source] = fresh
+        while len(self._fresh) > _KEPT or sum(map(len, self._fresh)) > _KEPT_CHARACTERS:
+            self._fresh.popitem(last=False)
+
+
+def be_polite(niceness: int) -> None:
+    """Let the other threads of this process go first; Linux alone has a niceness for each thread."""
+    if sys.platform == "linux" and niceness:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
+
+
+def _run(queue: SimpleQueue[_Batch], niceness: int) -> None:
+    be_polite(niceness)
+    while True:
+        batch = queue.get()
+        for cursor, token_id in batch.moves:
+            cursor.move(token_id)
+        batch.done.set()
+        del batch, cursor  # they keep the matcher of a sequence that may have ended
