@@ -6,7 +6,7 @@ import functools
 import json
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -17,12 +17,13 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
+from penstock.text.render_wire import RENDER_SECONDS
+
 MAX_RANGE = 100_000
 MAX_OUTPUT = 4 * 1024 * 1024  # characters
 MAX_MADE = 1024 * 1024  # length of a string or list made by `*`
 MAX_WIDTH = 10_000  # of padding and in formats
 MAX_BITS = 4096  # of a number
-SECONDS = 1.0
 _WIDTH = re.compile(r"[1-9]\d{4}")
 
 
@@ -48,6 +49,15 @@ class _Joins(NodeTransformer):
         return nodes.Filter(nodes.List(node.nodes), "penstock_join", [], [], None, None, lineno=node.lineno)
 
 
+class _Watched(NodeTransformer):
+    """Every round of a loop looks at the clock: loops can be all that a template does."""
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:
+        self.generic_visit(node)
+        node.iter = nodes.Filter(node.iter, "penstock_watch", [], [], None, None, lineno=node.lineno)
+        return node
+
+
 class Sandbox(ImmutableSandboxedEnvironment):
     """Every call, look-up and operation of a template passes here: the place for its deadline and its caps."""
 
@@ -58,17 +68,28 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.deadline = 0.0  # on the monotonic clock
         self.globals.update(range=_range, raise_exception=_raise, strftime_now=_now)
         self.globals.pop("lipsum", None)
-        self.filters.update(tojson=_tojson, penstock_join=_join, format=_format)
+        self.filters.update(tojson=_tojson, penstock_join=_join, penstock_watch=self._watch, format=_format)
         for name in ("center", "indent", "batch", "slice", "truncate", "wordwrap"):
             self.filters[name] = _capped(self.filters[name])
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        template: nodes.Template = _Joins().visit(super()._parse(source, name, filename))
+        joined: nodes.Template = _Joins().visit(super()._parse(source, name, filename))
+        template: nodes.Template = _Watched().visit(joined)
         return template
 
+    def start_clock(self) -> None:
+        """A rendering begins: it has so many seconds."""
+        self.deadline = time.monotonic() + RENDER_SECONDS
+
+    def _watch(self, items: Iterable[Any]) -> Iterator[Any]:
+        for item in items:
+            self.check()
+            yield item
+
     def check(self) -> None:
+        """Raises Raised when the time is up."""
         if time.monotonic() > self.deadline:
-            raise Raised(f"the template ran for more than {SECONDS:g} s")
+            raise Raised(f"the template ran for more than {RENDER_SECONDS:g} s")
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         __self.check()
@@ -167,7 +188,7 @@ def _raise(message: object) -> NoReturn:
 
 
 def _now(pattern: str) -> str:
-    return datetime.now().astimezone().strftime(pattern)
+    return datetime.now().strftime(pattern)  # without a zone, as in transformers
 
 
 def _tojson(

@@ -40,7 +40,7 @@ class StopMatcher:
     """Finds the stop string that is complete first. The answer does not depend on how the text was cut into pieces.
 
     `push` takes a piece of text. Positions count characters of all text pushed so far: `start` and `end`
-    bound the match once there is one; `safe` is the position before which no stop string can begin any more.
+    bound the match, `found`, once there is one; `safe` is the position before which no stop string can begin any more.
     Empty stop strings are ignored: they would match before the first token.
     """
 
@@ -50,6 +50,7 @@ class StopMatcher:
         self.seen = 0
         self.start: int | None = None
         self.end: int | None = None
+        self.found: str | None = None
 
     def push(self, text: str) -> bool:
         """Read a piece; True once a stop string is complete (then nothing more is read)."""
@@ -67,7 +68,8 @@ class StopMatcher:
             done = [pattern for pattern in self._patterns if pattern.step(char)]
             if done:
                 self.end = self.seen
-                self.start = self.seen - max(len(pattern.text) for pattern in done)
+                self.found = max((pattern.text for pattern in done), key=len)
+                self.start = self.seen - len(self.found)
                 return True
         return False
 

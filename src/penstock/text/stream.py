@@ -16,7 +16,8 @@ class TextStream:
     `push` takes a token and returns the text it releases; `finish` returns the rest. Joined they are `text`:
     special tokens left out, cut at the first stop string. The stop string itself stays when `include_stop`
     (TGI's way) and goes otherwise (OpenAI's way); text that may turn out to be one is then held back. Stop
-    strings match special tokens too (`<|im_end|>`), as they are spelt.
+    strings match special tokens too (`<|im_end|>`), as they are spelt. `keep` are special tokens that
+    belong to the text all the same (those that mark tool calls).
 
     `shown` is the text of the last token with special tokens spelt out and nothing held back: what a token
     event carries. After `finish` it has the rest as well.
@@ -29,10 +30,11 @@ class TextStream:
         stop: Sequence[str] = (),
         include_stop: bool = True,
         skip_special_tokens: bool = True,
+        keep: frozenset[int] = frozenset(),
     ) -> None:
         special = tokenizer.special_ids
         self._tokenizer = tokenizer
-        self._hidden = special if skip_special_tokens else frozenset[int]()
+        self._hidden = special - keep if skip_special_tokens else frozenset[int]()
         continues = any(i not in special for i in reversed(prompt_ids))
         self._detokenizer = Detokenizer(tokenizer.pieces, continues)
         self._stops = StopMatcher(stop)
@@ -45,6 +47,11 @@ class TextStream:
     def stopped(self) -> bool:
         """Whether a stop string is complete: the request can be ended."""
         return self._stops.end is not None
+
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that is complete."""
+        return self._stops.found
 
     @property
     def text(self) -> str:

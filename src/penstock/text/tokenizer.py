@@ -12,6 +12,7 @@ import tokenizers
 from penstock.errors import ModelError
 from penstock.text import detokenizer
 from penstock.text.pieces import pieces_of
+from penstock.text.template_files import DEFAULT, templates_of
 
 # Files that a tokenizer without tokenizer.json consists of; transformers converts these.
 SLOW_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt", "tekken.json")
@@ -22,14 +23,19 @@ SPECIAL_KEYS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token",
 class Tokenizer:
     """Text to ids and back. Thread safe; `encode` releases the interpreter lock.
 
-    bos_token and eos_token are strings or None; model_max_length is in tokens, None where the folder has none.
+    chat_templates: the sources of the model's chat templates by name, {} where it has none; chat_template: the
+    default one. bos_token and eos_token are strings or None; model_max_length is in tokens, None where the folder
+    has none.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, settings: dict[str, Any], chat_template: str | None) -> None:
+    def __init__(
+        self, backend: tokenizers.Tokenizer, settings: dict[str, Any], chat_templates: dict[str, str] | None
+    ) -> None:
         backend.no_truncation()
         backend.no_padding()
         self.backend = backend
-        self.chat_template = chat_template
+        self.chat_templates = chat_templates or {}
+        self.chat_template = self.chat_templates.get(DEFAULT)
         self.pieces = pieces_of(backend)
         self.bos_token = _content(settings.get("bos_token"))
         self.eos_token = _content(settings.get("eos_token"))
@@ -94,7 +100,7 @@ def load_tokenizer(folder: Path) -> Tokenizer | None:
         backend = _converted(folder)
     else:
         return None
-    return Tokenizer(backend, settings, _chat_template(folder, settings))
+    return Tokenizer(backend, settings, templates_of(folder, settings))
 
 
 def _converted(folder: Path) -> tokenizers.Tokenizer:
@@ -117,28 +123,6 @@ def _settings(folder: Path) -> dict[str, Any]:
     merged = _read_json(folder / "special_tokens_map.json")
     merged.update({k: v for k, v in _read_json(folder / "tokenizer_config.json").items() if v is not None})
     return merged
-
-
-def _chat_template(folder: Path, settings: dict[str, Any]) -> str | None:
-    """The template's source: chat_template.json, then chat_template.jinja, then tokenizer_config.json."""
-    from_json = _read_json(folder / "chat_template.json").get("chat_template")
-    if from_json is not None:
-        return _default_template(from_json)
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        return _read_text(path)
-    return _default_template(settings.get("chat_template"))
-
-
-def _default_template(value: object) -> str | None:
-    """One template, or the one named `default` of a list of named ones."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list):
-        for entry in value:
-            if isinstance(entry, dict) and entry.get("name") == "default":
-                return _default_template(entry.get("template"))
-    return None
 
 
 def _read_text(path: Path) -> str:
