@@ -104,16 +104,12 @@ def test_an_unknown_model_is_told_the_names(server: Server, tiny_llama: Path) ->
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("n", 2),
-        ("logprobs", True),
-        ("logit_bias", {"1": 1}),
-        ("presence_penalty", 0.5),
-        ("frequency_penalty", 0.5),
-        ("response_format", {"type": "json_object"}),
-        ("tools", [{"type": "function"}]),
-        ("stop_token_ids", [1]),
-        ("min_p", 0.1),
-        ("guided_json", {"type": "object"}),
+        ("functions", [{"name": "f"}]),
+        ("bad_words", ["a"]),
+        ("audio", {"voice": "x"}),
+        ("prompt_logprobs", 1),
+        ("use_beam_search", True),
+        ("chat_template", "{{ 1 }}"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(server: Server, field: str, value: Any) -> None:
@@ -141,7 +137,7 @@ def test_neutral_values_and_unknown_fields_pass(server: Server) -> None:
         ({"messages": [{"content": "x"}]}, "role"),
         ({"messages": [{"role": "user"}]}, "content"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "image_url"),
-        ({"messages": TALK, "max_tokens": 0}, "max_tokens"),
+        ({"messages": TALK, "max_tokens": 0}, "max_new_tokens"),
         ({"messages": TALK, "max_tokens": -1}, "max_tokens"),
         ({"messages": TALK, "max_tokens": 1, "max_completion_tokens": 1}, "max_tokens"),
         ({"messages": TALK, "temperature": -1}, "temperature"),

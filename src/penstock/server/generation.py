@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
+import msgspec
+
 from penstock.engine.client import EngineUnavailable
 from penstock.engine.request import EngineRequest, SequenceOutput
 from penstock.engine.request import Token as EngineToken
@@ -47,6 +49,8 @@ class Generation:
         self.finish_reason = ""
         self.generated_tokens = 0
         self.prompt_logprobs: list[float | None] | None = None
+        self.prompt_top: list[list[tuple[int, float]]] | None = None
+        self.embedding: list[float] | None = None
         self.cached_tokens = 0
         self.logprob_sum = 0.0
         self.timings = Timings(arrived)
@@ -58,6 +62,11 @@ class Generation:
     def text(self) -> str:
         """The answer's text so far, special tokens left out."""
         return self._stream.text
+
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended the answer."""
+        return self._stream.stop_string if self.finish_reason == "stop_sequence" else None
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -105,9 +114,15 @@ class Generation:
             except StopAsyncIteration:
                 self._failure = "incomplete"
                 raise incomplete() from None
+            if self.finish_reason:  # ended by `stop` meanwhile
+                raise StopAsyncIteration
             events = self._read(output)
             if events or self.finish_reason:
                 return events
+
+    def stop(self) -> None:
+        """End the answer here: what it says is complete."""
+        self.finish_reason = self.finish_reason or "stop_sequence"
 
     async def collect(self) -> list[TokenEvent]:
         """The whole run: all events at once."""
@@ -121,8 +136,12 @@ class Generation:
             timings.started = min(timings.submitted + output.queue_seconds, now)
         if output.prompt_logprobs is not None:
             self.prompt_logprobs = output.prompt_logprobs
+            self.prompt_top = output.prompt_top
+        if output.embedding is not None:
+            self.embedding = output.embedding
         self.cached_tokens = max(self.cached_tokens, output.cached_tokens)
-        if output.finish in ("error", "aborted") or (output.finish and not output.tokens):
+        empty = not output.tokens and self.request.max_new_tokens > 0
+        if output.finish in ("error", "aborted") or (output.finish and empty):
             self._fail(output)
         if output.tokens:
             if timings.first is None:
@@ -142,8 +161,9 @@ class Generation:
         if output.finish is not None:
             self.finish_reason = output.finish
             rest = self._stream.finish()
-            events[-1].piece += rest
-            events[-1].text = self._stream.shown
+            if events:
+                events[-1].piece += rest
+                events[-1].text = self._stream.shown
         return events
 
     def _event(self, token: EngineToken) -> TokenEvent:
@@ -169,6 +189,15 @@ class Generation:
             refusal = incomplete()
         refusal.counted = True
         raise refusal
+
+
+def nth(request: EngineRequest, number: int, new_id: int) -> EngineRequest:
+    """The nth of several answers to one prompt: the same request with an id and a stream of draws of its own."""
+    if number == 0:
+        return request
+    seed = (request.sampling.seed + number * 0x9E3779B97F4A7C15) % 2**64
+    sampling = msgspec.structs.replace(request.sampling, seed=seed)
+    return msgspec.structs.replace(request, id=new_id, sampling=sampling)
 
 
 async def collect_all(generations: Sequence[Generation]) -> list[list[TokenEvent]]:

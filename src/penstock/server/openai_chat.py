@@ -1,46 +1,32 @@
-"""POST /v1/chat/completions in its plain form: messages to text, streaming and not."""
+"""POST /v1/chat/completions: messages to text and tool calls, whole and as a stream."""
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterable
+
+import msgspec
+from msgspec import UNSET
 
 from penstock import __version__
-from penstock.engine.request import EngineRequest, Sampling
-from penstock.server import openai_wire as wire
-from penstock.server.body import check_range, parse
+from penstock.server import openai_answers as wire
+from penstock.server.body import parse
 from penstock.server.exchange import DONE, Exchange
-from penstock.server.f32 import rounded
-from penstock.server.generation import Generation
+from penstock.server.generation import TokenEvent
 from penstock.server.house import House
+from penstock.server.native_answers import headers, stream_headers
+from penstock.server.openai_fields import look_over
+from penstock.server.openai_logprobs import of_chat
 from penstock.server.openai_models import check_model
-from penstock.server.refusal import Refusal, invalid
-from penstock.text.stream import TextStream
+from penstock.server.openai_runs import Step
+from penstock.server.openai_sampling import answers
+from penstock.server.openai_turn import Turn, Voice, begin
+from penstock.server.openai_wire import ChatRequest, StreamOptions
+from penstock.text.answer import CallArguments, CallStart, Content, Event, Reasoning, whole
 
 FINGERPRINT = f"{__version__}-native"
-FINISH = {"length": "length", "eos_token": "stop", "stop_sequence": "stop"}
-
-# Fields that would change the answer and do nothing yet, with the values that are harmless.
-_NEUTRAL: dict[str, Callable[[Any], bool]] = {
-    "n": lambda v: v == 1,
-    "logprobs": lambda v: v is False,
-    "top_logprobs": lambda v: v == 0,
-    "presence_penalty": lambda v: v == 0,
-    "frequency_penalty": lambda v: v == 0,
-    "response_format": lambda v: v.get("type") == "text",
-    "tool_choice": lambda v: v in ("none", "auto"),
-    "function_call": lambda v: v in ("none", "auto"),
-    "min_p": lambda v: v == 0,
-    "min_tokens": lambda v: v == 0,
-    "modalities": lambda v: v == ["text"],
-}
-_REFUSED = (
-    *_NEUTRAL, "logit_bias", "tools", "functions", "stop_token_ids", "bad_words", "grammar", "guided_json",
-    "guided_regex", "guided_choice", "guided_grammar", "structured_outputs", "prediction", "chat_template",
-    "chat_template_kwargs", "documents",
-)  # fmt: skip
+_MARK = "\0text"  # where a token's text goes in an encoded chunk
 
 
 class Chat:
@@ -50,148 +36,172 @@ class Chat:
         self._house = house
 
     async def completions(self, exchange: Exchange, raw: bytes) -> None:
-        """One completion, whole or as a stream."""
+        """Answers to a conversation."""
         arrived = time.monotonic()
-        body = parse(raw, wire.ChatRequest)
-        self._check(body, raw)
         house = self._house
-        house.metrics.requests.inc()
-        with house.permits.take():
-            prompt = await house.render([_message(message) for message in body.messages])
-            request = await self._request(exchange, body, prompt)
-            stream = TextStream(house.tokenizer, request.prompt_ids, _stops(body), include_stop=False)
-            generation = Generation(house, request, stream, arrived)
-            if body.stream:
-                await self._stream(exchange, generation, body)
-            else:
-                await generation.collect()
-                await exchange.answer_json(self._whole(generation))
-
-    def _check(self, body: wire.ChatRequest, raw: bytes) -> None:
-        house = self._house
+        body = parse(raw, ChatRequest)
         check_model(body.model, house)
-        for name in _REFUSED:
-            value = getattr(body, name)
-            neutral = _NEUTRAL.get(name)
-            if value is None or value in ([], {}) or (neutral is not None and neutral(value)):
-                continue
-            raise Refusal(422, f"`{name}` is not supported yet", "not_supported", param=name)
-        for name in ("max_tokens", "max_completion_tokens", "top_k", "seed"):
-            check_range(name, getattr(body, name), f"$.{name}", raw)
-        if body.max_tokens is not None and body.max_completion_tokens is not None:
-            raise invalid("give `max_tokens` or `max_completion_tokens`, not both", "max_tokens")
-        if not body.messages:
-            raise invalid("`messages` cannot be empty", "messages")
-        if len(_stops(body)) > house.config.max_stop_sequences:
-            limit, given = house.config.max_stop_sequences, len(_stops(body))
-            raise invalid(f"`stop` supports up to {limit} stop sequences. Given: {given}", "stop")
+        look_over(exchange, raw, ChatRequest, house.config.strict)
+        house.metrics.requests.inc()
+        with house.permits.take(answers(body, house)):
+            turn = await begin(exchange, house, body, raw, arrived)
+            if body.stream:
+                await self._stream(exchange, turn, body)
+            else:
+                completion = await self._whole(turn)
+                await exchange.answer_json(completion, headers(turn.runs.all[0], turn.prompt.text))
 
-    async def _request(self, exchange: Exchange, body: wire.ChatRequest, prompt: str) -> EngineRequest:
-        house = self._house
-        # The template prints the special tokens itself.
-        ids = await house.encode(prompt, add_special_tokens=False)
-        wanted = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-        if wanted == 0:
-            raise invalid("`max_tokens` must be strictly positive", "max_tokens")
-        request = EngineRequest(
-            id=house.engine.next_id(),
-            prompt_ids=ids,
-            max_new_tokens=house.room(len(ids), wanted),
-            sampling=_sampling(body),
-            ignore_eos=bool(body.ignore_eos),
-            salt=exchange.salt,
-        )
-        house.check(request)
-        return request
-
-    async def _stream(self, exchange: Exchange, generation: Generation, body: wire.ChatRequest) -> None:
-        identity, created = _identity(), int(time.time())
-        usage = body.stream_options is not None and body.stream_options.include_usage
-
-        def chunk(choices: list[wire.ChunkChoice]) -> wire.ChatChunk:
-            return wire.ChatChunk(
-                id=identity,
-                created=created,
-                model=self._house.config.name,
-                system_fingerprint=FINGERPRINT,
-                choices=choices,
-            )
-
-        with generation:
-            await exchange.start_events([])
+    async def _stream(self, exchange: Exchange, turn: Turn, body: ChatRequest) -> None:
+        options = body.stream_options or StreamOptions()
+        chunks = ChatChunks(self._house, turn, options.continuous_usage_stats, repeat_role=not _adds_up(exchange))
+        async with turn.runs as runs:
+            await exchange.start_events(stream_headers(turn.prompt.text))
             with exchange.kept_alive(self._house.config.keep_alive_seconds):
-                async for events in generation:
-                    choices = [wire.ChunkChoice(delta=wire.AnswerMessage("assistant", e.piece)) for e in events]
-                    if generation.finish_reason:
-                        choices[-1].finish_reason = FINISH[generation.finish_reason]
-                    await exchange.event(*(chunk([choice]) for choice in choices))
-            if usage:
-                last = chunk([])
-                last.usage = _usage(generation)
-                await exchange.event(last)
+                async for step in runs:
+                    data = chunks.of(step)
+                    if data:
+                        await exchange.write(data)
+        if options.include_usage:
+            await exchange.event(chunks.usage())
         await exchange.write(DONE)
         await exchange.end()
 
-    def _whole(self, generation: Generation) -> wire.ChatCompletion:
-        choice = wire.Choice(
-            message=wire.AnswerMessage("assistant", generation.text),
-            finish_reason=FINISH[generation.finish_reason],
-        )
+    async def _whole(self, turn: Turn) -> wire.ChatCompletion:
+        tokens: list[list[TokenEvent]] = [[] for _ in turn.voices]
+        events: list[list[Event]] = [[] for _ in turn.voices]
+        async with turn.runs as runs:
+            async for step in runs:
+                for index, new in step:
+                    tokens[index] += new
+                    events[index] += turn.voices[index].read(new)
+        choices = [self._choice(turn, voice, tokens[voice.index], events[voice.index]) for voice in turn.voices]
         return wire.ChatCompletion(
-            id=_identity(),
+            id=f"chatcmpl-{secrets.token_hex(12)}",
             created=int(time.time()),
             model=self._house.config.name,
             system_fingerprint=FINGERPRINT,
-            choices=[choice],
-            usage=_usage(generation),
+            choices=choices,
+            usage=usage(turn),
+        )
+
+    def _choice(self, turn: Turn, voice: Voice, tokens: list[TokenEvent], events: list[Event]) -> wire.Choice:
+        said = whole(events)
+        message = wire.AnswerMessage(content=said.content if said.calls else said.content or "")
+        if said.reasoning:
+            message.reasoning_content = said.reasoning
+        if said.calls:
+            message.tool_calls = [
+                wire.CalledTool(id=c.id, type="function", function=wire.CalledFunction(c.name, c.arguments))
+                for c in said.calls
+            ]
+        return wire.Choice(
+            index=voice.index,
+            message=message,
+            logprobs=of_chat(self._house.tokenizer, tokens, turn.order.top_n) if turn.order.logprobs else None,
+            finish_reason=voice.finish_reason or "stop",
         )
 
 
-def _message(message: wire.ChatMessage) -> dict[str, str]:
-    """As templates want it. Text parts are joined without anything between them, as TGI does."""
-    if message.tool_calls:
-        raise Refusal(422, "`tool_calls` is not supported yet", "not_supported", param="messages")
-    content = message.content
-    if content is None:
-        raise invalid("a message without `content`", "messages")
-    if not isinstance(content, str):
-        content = "".join(part.text for part in content)
-    return {"role": message.role, "content": content}
+class ChatChunks:
+    """The events of a stream.
+
+    A chunk that is nothing but text differs from the one before it in the text alone, so the rest is encoded once.
+    repeat_role: every delta tells the role, as TGI's do.
+    """
+
+    def __init__(self, house: House, turn: Turn, continuous_usage: bool, repeat_role: bool) -> None:
+        self._house, self._turn, self._repeat_role = house, turn, repeat_role
+        self._continuous_usage = continuous_usage
+        self._identity = f"chatcmpl-{secrets.token_hex(12)}"
+        self._created = int(time.time())
+        self._begun = [False] * len(turn.voices)
+        self._plain = not continuous_usage and not turn.order.logprobs and turn.voices[0].parser is None
+        self._frames: dict[int, tuple[bytes, bytes]] = {}  # by index: what surrounds the text
+
+    def of(self, step: Step) -> bytes:
+        """The events of one step: a chunk a token, or what the tokens turned out to be."""
+        out: list[bytes] = []
+        encode = msgspec.json.encode
+        for index, tokens in step:
+            voice = self._turn.voices[index]
+            if self._plain and self._begun[index] and not voice.generation.finish_reason:
+                before, after = self._frames.get(index) or self._frame(index)
+                out += [b"%b%b%b" % (before, encode(token.piece), after) for token in tokens]
+            else:
+                out += [b"data: %b\n\n" % encode(chunk) for chunk in self._chunks(voice, tokens)]
+        return b"".join(out)
+
+    def usage(self) -> wire.ChatChunk:
+        """The last event, for those who asked."""
+        chunk = self._chunk([])
+        chunk.usage = usage(self._turn)
+        return chunk
+
+    def _chunks(self, voice: Voice, tokens: list[TokenEvent]) -> Iterable[wire.ChatChunk]:
+        if voice.parser is None:
+            choices = [self._choice(voice, wire.AnswerMessage(content=token.piece), [token]) for token in tokens]
+        elif voice.ended:
+            return []
+        else:
+            choices = [self._choice(voice, _delta(event), []) for event in voice.read(tokens)]
+            if not choices and (voice.finish_reason or self._turn.order.logprobs):
+                choices = [self._choice(voice, wire.AnswerMessage(), [])]
+            if choices and self._turn.order.logprobs:
+                choices[0].logprobs = of_chat(self._house.tokenizer, tokens, self._turn.order.top_n)
+        if choices:
+            choices[-1].finish_reason = voice.finish_reason
+        return [self._chunk([choice]) for choice in choices]
+
+    def _choice(self, voice: Voice, delta: wire.AnswerMessage, tokens: list[TokenEvent]) -> wire.ChunkChoice:
+        if self._begun[voice.index] and not self._repeat_role:
+            delta.role = UNSET
+        self._begun[voice.index] = True
+        choice = wire.ChunkChoice(index=voice.index, delta=delta)
+        if tokens and self._turn.order.logprobs:
+            choice.logprobs = of_chat(self._house.tokenizer, tokens, self._turn.order.top_n)
+        return choice
+
+    def _chunk(self, choices: list[wire.ChunkChoice]) -> wire.ChatChunk:
+        return wire.ChatChunk(
+            id=self._identity,
+            created=self._created,
+            model=self._house.config.name,
+            system_fingerprint=FINGERPRINT,
+            choices=choices,
+            usage=usage(self._turn) if self._continuous_usage and choices else None,
+        )
+
+    def _frame(self, index: int) -> tuple[bytes, bytes]:
+        delta = wire.AnswerMessage(role="assistant" if self._repeat_role else UNSET, content=_MARK)
+        encoded = msgspec.json.encode(self._chunk([wire.ChunkChoice(index=index, delta=delta)]))
+        before, _, after = encoded.partition(msgspec.json.encode(_MARK))
+        self._frames[index] = b"data: " + before, after + b"\n\n"
+        return self._frames[index]
 
 
-def _stops(body: wire.ChatRequest) -> list[str]:
-    return [body.stop] if isinstance(body.stop, str) else body.stop or []
+def usage(turn: Turn) -> wire.Usage:
+    """Token counts; the prompt counts once however many answers it has."""
+    prompt, completion = len(turn.prompt.ids), turn.completion_tokens
+    return wire.Usage(prompt, completion, prompt + completion, wire.PromptDetails(turn.cached_tokens))
 
 
-def _sampling(body: wire.ChatRequest) -> Sampling:
-    """temperature 0 is greedy; without one it samples at 1. top_p 1 and top_k 0 or -1 are off."""
-    temperature = 1.0 if body.temperature is None else rounded(body.temperature)
-    if temperature < 0:
-        raise invalid("`temperature` must be positive, or 0 for greedy decoding", "temperature")
-    top_p = 1.0 if body.top_p is None else rounded(body.top_p)
-    if not 0 < top_p <= 1:
-        raise invalid("`top_p` must be > 0.0 and <= 1.0", "top_p")
-    top_k = body.top_k or 0
-    if top_k < -1:
-        raise invalid("`top_k` must be strictly positive", "top_k")
-    penalty = 1.0 if body.repetition_penalty is None else rounded(body.repetition_penalty)
-    if temperature == 0:
-        return Sampling(repetition_penalty=penalty)
-    return Sampling(
-        do_sample=True,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=max(top_k, 0),
-        repetition_penalty=penalty,
-        seed=secrets.randbits(64) if body.seed is None else body.seed,
-    )
+def _delta(event: Event) -> wire.AnswerMessage:
+    match event:
+        case Content(text):
+            return wire.AnswerMessage(content=text)
+        case Reasoning(text):
+            return wire.AnswerMessage(reasoning_content=text)
+        case CallStart(index, identity, name):
+            function = wire.CalledFunction(name, "")
+            call = wire.CalledTool(index=index, id=identity, type="function", function=function)
+        case CallArguments(index, text):
+            call = wire.CalledTool(index=index, function=wire.CalledFunction(UNSET, text))
+    return wire.AnswerMessage(tool_calls=[call])
 
 
-def _identity() -> str:
-    return f"chatcmpl-{secrets.token_hex(12)}"
+def _adds_up(exchange: Exchange) -> bool:
+    """Whether the client is one of OpenAI's own libraries: they join the strings of all deltas, the role's too.
 
-
-def _usage(generation: Generation) -> wire.Usage:
-    prompt, completion = len(generation.request.prompt_ids), generation.generated_tokens
-    details = wire.PromptDetails(generation.cached_tokens)
-    return wire.Usage(prompt, completion, prompt + completion, details)
+    Everybody else gets the role in every delta, as from TGI; its Python client cannot do without.
+    """
+    return exchange.header(b"x-stainless-lang") is not None

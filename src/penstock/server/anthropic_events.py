@@ -1,0 +1,101 @@
+"""An answer as the content blocks of /v1/messages, and the events that tell how they grow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+
+from penstock.server import anthropic_wire as wire
+from penstock.text.answer import CallArguments, CallStart, Content, Event, Reasoning
+
+Sink = Callable[[bytes], None]
+
+STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
+
+
+class Narrator:
+    """Keeps a Message true while the answer comes. `send` gets every event, encoded when it happens."""
+
+    def __init__(self, message: wire.Message, send: Sink) -> None:
+        self.message = message
+        self._send = send
+        self._open: wire.Block | None = None
+        self._text: list[str] = []  # of the open block
+
+    def begin(self) -> None:
+        """The two events before the first token."""
+        self._emit("message_start", message=self.message)
+        self._emit("ping")
+
+    def tell(self, events: Iterable[Event]) -> None:
+        """What new tokens brought."""
+        for event in events:
+            match event:
+                case Content(text):
+                    if not isinstance(self._open, wire.TextBlock):
+                        self._add(wire.TextBlock())
+                    self._delta("text_delta", "text", text)
+                case Reasoning(text):
+                    if not isinstance(self._open, wire.ThinkingBlock):
+                        self._add(wire.ThinkingBlock())
+                    self._delta("thinking_delta", "thinking", text)
+                case CallStart(_, identity, name):
+                    self._add(wire.ToolUseBlock(identity, name))
+                case CallArguments(_, text):
+                    self._delta("input_json_delta", "partial_json", text)
+
+    def end(self, finish_reason: str, stop_string: str | None, usage: wire.MessagesUsage) -> None:
+        """The answer is over. finish_reason: OpenAI's; stop_string: what ended it, if one did."""
+        self._close()
+        message = self.message
+        message.usage, message.stop_sequence = usage, stop_string
+        message.stop_reason = STOP_REASONS[finish_reason]
+        if stop_string is not None and finish_reason == "stop":
+            message.stop_reason = "stop_sequence"
+        delta = {"stop_reason": message.stop_reason, "stop_sequence": message.stop_sequence}
+        self._emit("message_delta", delta=delta, usage=usage)
+        self._emit("message_stop")
+
+    def fail(self, error: dict[str, object]) -> None:
+        """The answer breaks off; error: in Anthropic's shape."""
+        self._send(b"event: error\ndata: %b\n\n" % msgspec.json.encode(error))
+
+    def _add(self, block: wire.Block) -> None:
+        self._close()
+        self._open = block
+        self.message.content.append(block)
+        self._emit("content_block_start", index=len(self.message.content) - 1, content_block=block)
+
+    def _delta(self, kind: str, name: str, text: str) -> None:
+        self._text.append(text)
+        delta = {"type": kind, name: text}
+        self._emit("content_block_delta", index=len(self.message.content) - 1, delta=delta)
+
+    def _close(self) -> None:
+        block, text = self._open, "".join(self._text)
+        if block is None:
+            return
+        match block:
+            case wire.TextBlock():
+                block.text = text
+            case wire.ThinkingBlock():
+                block.thinking = text
+            case wire.ToolUseBlock():
+                block.input = _object(text)
+        self._emit("content_block_stop", index=len(self.message.content) - 1)
+        self._open, self._text = None, []
+
+    def _emit(self, kind: str, **fields: Any) -> None:
+        event = {"type": kind, **fields}
+        self._send(b"event: %b\ndata: %b\n\n" % (kind.encode(), msgspec.json.encode(event)))
+
+
+def _object(text: str) -> msgspec.Raw:
+    """The arguments of a call; an empty object where the answer was cut before they were whole."""
+    try:
+        value = msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        value = None
+    return msgspec.Raw(text.encode()) if isinstance(value, dict) else msgspec.Raw(b"{}")
