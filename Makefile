@@ -1,6 +1,7 @@
 # make install   .venv with penstock and everything pinned
 # make run       serve the bundled demo model and ask it one question
 # make test      lint, types, import contract, tests
+# make test-clients   the clients that people have, each in its own venv (downloads some 3 GB once)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +12,7 @@ FOLDERS := $(shell find src -type d ! -name __pycache__)
 PORT ?= 3000
 ASK ?= "How do I list my jobs on Slurm?"
 
-.PHONY: install dev run test lint clean
+.PHONY: install dev run test test-clients lint clean
 
 install: $(VENV)/.installed
 dev: $(VENV)/.dev
@@ -41,6 +42,9 @@ lint: $(VENV)/.dev
 
 test: lint
 	$(BIN)/python -m pytest
+
+test-clients: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/clients/suite.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
