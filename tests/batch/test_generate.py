@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import resource
 import signal
 import stat
@@ -325,3 +326,25 @@ def test_bad_models(tiny_llama: Path, tmp_path: Path) -> None:
     check_error(run("nosuchmodel"), 4, "no model 'nosuchmodel'")
     check_error(run(tmp_path / "nomodel"), 4, "no config.json", "empty")
     check_error(run(broken), 4, "model.safetensors", "cut short")
+
+
+def test_rows_that_must_match_a_grammar(tmp_path: Path) -> None:
+    """A schema for the run, a grammar of its own for a row, and one that cannot be followed."""
+    source, output, schema = tmp_path / "in.jsonl", tmp_path / "out.jsonl", tmp_path / "schema.json"
+    schema.write_text('{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}')
+    rows = [
+        {"id": "run", "prompt": "Once", "max_new_tokens": 40},
+        {"id": "own", "prompt": "Once", "grammar": {"kind": "regex", "value": "[a-c]{3}"}},
+        {"id": "bad", "prompt": "Once", "grammar": {"kind": "json_schema", "value": {"not": {}}}},
+    ]
+    source.write_text("\n".join(json.dumps(row) for row in rows))
+    arguments = ["generate", "demo", "-i", str(source), "-o", str(output), "--json-schema", str(schema)]
+    done = penstock(*arguments, home=tmp_path)
+    assert done.returncode == 6, done.stderr.decode()
+    results = {row["id"]: row for row in map(json.loads, output.read_text().splitlines())}
+    assert set(json.loads(results["run"]["text"])) == {"n"}
+    assert re.fullmatch("[a-c]{3}", results["own"]["text"])
+    assert "`not` at /not" in results["bad"]["error"]
+    schema.write_text('{"not": {}}')
+    done = penstock(*arguments, home=tmp_path)
+    check_error(done, 2, "`not` at /not")

@@ -21,7 +21,7 @@ from tests.process import environment
 
 
 def record(model: str = "m1", data: str = "d1", dtype: str = "float32", **parameters: Any) -> RunRecord:
-    return make_record("demo", model, "p.txt", InputSummary(9, data, 1), Parameters(**parameters), dtype)
+    return make_record("demo", model, "p.txt", InputSummary(9, data, 1), Parameters(**parameters), dtype, "none")
 
 
 def result(number: int, error: str | None = None, text: str = "täxt\n") -> Result:

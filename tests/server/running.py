@@ -91,10 +91,11 @@ class Server:
         return self.log.read_text(errors="replace")
 
     def engine_pid(self) -> int:
-        """Its only child."""
+        """The one child that has the model."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        assert len(children) == 1, children
-        return int(children[0])
+        engines = [pid for pid in children if b"penstock.engine.process" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        assert len(engines) == 1, children
+        return int(engines[0])
 
     def connection(self) -> http.client.HTTPConnection:
         if self.ready["uds"] is not None:
@@ -220,15 +221,23 @@ def _unchunked(raw: bytes) -> bytes:
     return bytes(out)
 
 
-def launch(home: Path, model: Path | str, *flags: str, **extra: str) -> Server:
-    """Start a server and do not wait."""
+def launch(
+    home: Path,
+    model: Path | str,
+    *flags: str,
+    module: str = "penstock.cli.main",
+    arguments: list[str] | None = None,
+    **extra: str,
+) -> Server:
+    """Start a server and do not wait. arguments: in place of those that are usual in tests."""
     log = home / f"serve-{time.monotonic_ns()}.log"
-    arguments = ["serve", str(model), "--threads", "1", "--json"]
+    if arguments is None:
+        arguments = ["serve", str(model), "--threads", "1", "--json"]
     if "--uds" not in flags and "--port" not in flags:
         arguments += ["--port", "0"]
     with log.open("wb") as errors:
         process = subprocess.Popen(
-            command(*arguments, *flags),
+            command(*arguments, *flags, module=module),
             env=environment(home, **{"HF_HUB_OFFLINE": "1", "XDG_RUNTIME_DIR": "", **extra}),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

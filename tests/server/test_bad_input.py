@@ -46,7 +46,6 @@ RULES = [
     ({"top_n_tokens": 6}, "`top_n_tokens` must be >= 0 and <= 5. Given: 6"),
     ({"truncate": 0}, "`truncate` must be strictly positive and less than 511. Given: 0"),
     ({"truncate": 512}, "`truncate` must be strictly positive and less than 511. Given: 512"),
-    ({"grammar": {"type": "regex", "value": "a"}}, "grammar is not supported"),
     ({"adapter_id": "x"}, "`adapter_id` is not supported: this server has no adapters"),
     ({"temperature": 1e308}, "`temperature` must be a finite number"),
 ]
@@ -88,7 +87,7 @@ def test_prompts_that_do_not_fit(server: Server) -> None:
 
 MISFITS = [
     ("{}", "missing field `inputs` at line 1 column 2"),
-    ("[]", "invalid type: sequence, expected struct GenerateRequest at line 1 column 2"),
+    ("[]", "invalid type: sequence, expected struct GenerateRequest at line 1 column 0"),
     ('{"inputs": 5}', "inputs: invalid type: integer `5`, expected a string at line 1 column 12"),
     ('{"inputs": null}', "inputs: invalid type: null, expected a string"),
     ('{"inputs":"a","parameters":null}', "parameters: invalid type: null, expected struct"),
@@ -102,7 +101,7 @@ MISFITS = [
     ('{"inputs":"a","parameters":{"max_new_tokens":-1}}', "invalid value: integer `-1`, expected u32"),
     ('{"inputs":"a","parameters":{"max_new_tokens":4294967296}}', "integer `4294967296`, expected u32"),
     ('{"inputs":"a","parameters":{"best_of":99999999999999999999999}}', "expected usize"),
-    ('{"inputs":"a","parameters":{"seed":18446744073709551616}}', "floating point `1.8446744073709552e+19`"),
+    ('{"inputs":"a","parameters":{"seed":18446744073709551616}}', "floating point `18446744073709552000.0`"),
     ('{"inputs":"a","parameters":{"do_sample":null}}', "invalid type: null, expected a boolean"),
     ('{"inputs":"a","parameters":{"do_sample":1}}', "invalid type: integer `1`, expected a boolean"),
     ('{"inputs":"a","parameters":{"stop":null}}', "invalid type: null, expected a sequence"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -210,22 +211,43 @@ def test_unknown_routes_and_wrong_methods(server: Server) -> None:
     assert server.get("/v1/nothing").json()["error"]["code"] == "not_found"
 
 
-def test_metrics_have_tgis_names(server: Server) -> None:
+HISTOGRAMS = [
+    "request_duration", "request_validation_duration", "request_queue_duration", "request_inference_duration",
+    "request_mean_time_per_token_duration", "request_input_length", "request_generated_tokens",
+    "request_max_new_tokens", "batch_next_size", "batch_inference_duration", "batch_forward_duration",
+    "batch_decode_duration", "batch_filter_duration", "batch_concat_duration",
+]  # fmt: skip
+COUNTERS = [
+    "request_count", "request_success", "request_failure", "batch_inference_count", "batch_inference_success",
+    "batch_inference_failure", "batch_concat",
+]  # fmt: skip
+GAUGES = ["queue_size", "batch_current_size", "batch_current_max_tokens"]
+
+
+def test_metrics_have_tgis_names_types_and_buckets(server: Server) -> None:
     before = server.metric("tgi_request_success")
     generate(server, **GREEDY)
-    text = server.get("/metrics").text
+    answer = server.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    text = answer.text
     assert server.metric("tgi_request_success") == before + 1
-    for line in (
-        "# TYPE tgi_request_count counter",
-        "# TYPE tgi_request_success counter",
-        "# TYPE tgi_request_duration histogram",
-        "# TYPE tgi_queue_size gauge",
-        "# TYPE tgi_batch_current_size gauge",
-        "# TYPE penstock_time_to_first_token_seconds histogram",
-        "# TYPE penstock_inter_token_seconds histogram",
-    ):
-        assert line in text
+    kinds = {"histogram": HISTOGRAMS, "counter": COUNTERS, "gauge": GAUGES, "summary": ["request_skipped_tokens"]}
+    for kind, names in kinds.items():
+        for name in names:
+            assert f"# TYPE tgi_{name} {kind}\n" in text
+            assert f"# HELP tgi_{name} " in text
+    assert len(re.findall('tgi_request_duration_bucket{le="', text)) == 36  # 35 and infinity
     assert 'tgi_request_duration_bucket{le="0.00015000000000000001"}' in text
+    assert len(re.findall('tgi_request_input_length_bucket{le="', text)) == 101
+    assert len(re.findall('tgi_batch_next_size_bucket{le="', text)) == 1025
+    assert 'tgi_request_skipped_tokens{quantile="0.999"} 0.0' in text
+    for method in ("prefill", "decode"):
+        assert server.metric(f'tgi_batch_inference_count{{method="{method}"}}') > 0
+        assert server.metric(f'tgi_batch_forward_duration_count{{method="{method}"}}') > 0
+    for name in ("time_to_first_token_seconds", "inter_token_seconds"):
+        assert f"# TYPE penstock_{name} histogram" in text
+    assert 0 <= server.metric("penstock_prefix_hit_ratio") <= 1
+    assert server.metric("penstock_kv_used_ratio") == 0
     total = server.metric("penstock_kv_blocks_capacity")
     blocks = [server.metric(f'penstock_kv_blocks{{state="{s}"}}') for s in ("free", "cached", "used")]
     assert sum(blocks) == total > 0

@@ -7,8 +7,9 @@ from typing import Any
 
 import msgspec
 
-from penstock.engine.request import EngineRequest, Sampling
+from penstock.engine.request import EngineRequest, Grammar, Sampling
 from penstock.errors import InvalidRequest
+from penstock.text.grammar import GrammarSpec, source_of
 
 DEFAULT_NEW_TOKENS = 128
 MAX_STOPS = 64
@@ -21,7 +22,8 @@ class Parameters(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True,
 
     temperature 0 is greedy. Unset, it is greedy too, unless top_k, top_p, typical_p or do_sample ask for draws, which
     then happen at temperature 1. A row without a seed draws from a stream of its own, made from the run's seed and
-    the row's id, so that a rerun, a resumed run and any other batch give the same text.
+    the row's id, so that a rerun, a resumed run and any other batch give the same text. grammar: what the text must
+    match, as {"kind": "json_schema", "value": {...}}; see GrammarSpec.
     """
 
     max_new_tokens: int | None = None
@@ -36,6 +38,7 @@ class Parameters(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True,
     seed: int | None = None
     stop: str | list[str] | None = None
     ignore_eos: bool | None = None
+    grammar: GrammarSpec | None = None
 
     def over(self, run: Parameters) -> Parameters:
         """These parameters, with the run's where they are unset. The seed is not inherited: see `seed_of`."""
@@ -61,13 +64,14 @@ class Parameters(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True,
         return Sampling(do_sample=sample, temperature=_or(self.temperature, 1.0), seed=seed, **fields)
 
     def request(self, number: int, prompt_ids: list[int], seed: int) -> EngineRequest:
-        """The engine's request `number` for a prompt."""
+        """The engine's request `number` for a prompt. Raises InvalidRequest for a grammar that cannot be followed."""
         return EngineRequest(
             id=number,
             prompt_ids=prompt_ids,
             max_new_tokens=_or(self.max_new_tokens, DEFAULT_NEW_TOKENS),
             sampling=self.sampling(seed),
             ignore_eos=bool(self.ignore_eos),
+            grammar=None if self.grammar is None else Grammar(source_of(self.grammar)),
         )
 
 

@@ -30,10 +30,10 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def make_record(
-    model: str, model_sha256: str, source: str, found: InputSummary, run: Parameters, dtype: str
+    model: str, model_sha256: str, source: str, found: InputSummary, run: Parameters, dtype: str, quantize: str
 ) -> RunRecord:
     """The record of a run. Only what changes the text counts as a parameter: not batch sizes, not threads."""
-    parameters = {**msgspec.to_builtins(run), "dtype": dtype}
+    parameters = {**msgspec.to_builtins(run), "dtype": dtype, "quantize": quantize}
     return RunRecord(
         model=model,
         model_sha256=model_sha256,

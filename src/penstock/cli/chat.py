@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -31,6 +32,7 @@ HELP = (
 )
 @click.option("--top-p", type=FiniteFloat(0, 1, above_low=True), help="Choose among the likeliest that sum to P.")
 @click.option("--seed", type=SEED, help="Of the random draws.  [default: a new one each time]")
+@click.option("--chat-template", metavar="FILE", help="A jinja chat template, over the model's.")
 @click.option("--url", help="Ask the server there instead of loading the model.")
 @click.option("--uds", metavar="PATH", help="Ask the server at this unix socket.")
 @click.option("--api-key-file", metavar="FILE", help="The server's key.  [default: the key that a server here made]")
@@ -45,6 +47,8 @@ def chat(model: str | None, question: str | None, as_json: bool, **options: Any)
     """
     if options["url"] and options["uds"]:
         raise click.UsageError("--url and --uds name two servers; give one.")
+    if options["chat_template"] and (options["url"] or options["uds"]):
+        raise click.UsageError("--chat-template is for a model here; a server has its own.")
     partner: Partner
     if options["url"] or options["uds"]:
         partner, question = _remote(model, question, options)
@@ -152,14 +156,16 @@ def terminal_safe(text: str) -> str:
 
 def _local(model: str, options: dict[str, Any]) -> Partner:
     from penstock.cli.engine import start_engine
+    from penstock.text.template_files import read_template_file
     from penstock.text.tokenizer import load_tokenizer
 
+    own = None if options["chat_template"] is None else read_template_file(Path(options["chat_template"]))
     snapshot = find_model(model, options["revision"], options["offline"])
     tokenizer = load_tokenizer(snapshot.path)
     engine = start_engine(snapshot, options, quiet=not sys.stderr.isatty())
     from penstock.cli.chat_local import LocalChat
 
-    return LocalChat(engine, tokenizer, snapshot.name, _asked(options))
+    return LocalChat(engine, tokenizer, snapshot.name, _asked(options), own)
 
 
 def _remote(model: str | None, question: str | None, options: dict[str, Any]) -> tuple[Partner, str | None]:

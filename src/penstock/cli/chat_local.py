@@ -24,8 +24,15 @@ DEFAULT_ANSWER = 1024  # tokens of an answer when nobody says, or half the conte
 class LocalChat:
     """Answers from an engine. `plain` says that the model has no chat template, so it only continues text."""
 
-    def __init__(self, engine: EngineLoop, tokenizer: Tokenizer | None, name: str, asked: dict[str, Any]) -> None:
-        """asked: temperature, top_p, seed and max_new_tokens, None where unset."""
+    def __init__(
+        self,
+        engine: EngineLoop,
+        tokenizer: Tokenizer | None,
+        name: str,
+        asked: dict[str, Any],
+        templates: dict[str, str] | None = None,
+    ) -> None:
+        """asked: temperature, top_p, seed and max_new_tokens, None where unset. templates: over the model's."""
         if tokenizer is None:
             raise ModelError(
                 f"The model {name} has no tokenizer, so it cannot chat.",
@@ -35,12 +42,13 @@ class LocalChat:
         self.model = name
         self._engine, self._tokenizer, self._asked = engine, tokenizer, asked
         self._numbers = itertools.count()
-        source = tokenizer.chat_template
-        self.plain = source is None
+        sources = templates or tokenizer.chat_templates
+        self.plain = not sources
         try:
-            self._template = None if source is None else ChatTemplate(source, tokenizer.bos_token, tokenizer.eos_token)
+            self._template = ChatTemplate(sources, tokenizer.bos_token, tokenizer.eos_token) if sources else None
         except TemplateFailure as error:
-            raise ModelError(f"The chat template of {name} is broken.", str(error)) from error
+            whose = f"The chat template of {name}" if templates is None else "The chat template of --chat-template"
+            raise ModelError(f"{whose} is broken.", str(error)) from error
 
     def reply(self, messages: list[Message], finish: Finish) -> Iterator[str]:
         """The pieces of the answer; drops the oldest turns of `messages` that the context has no room for.

@@ -23,13 +23,14 @@ from penstock.cli.options import (
     source_options,
 )
 from penstock.cli.progress import duration
-from penstock.errors import ModelError, PartialResults
+from penstock.errors import ModelError, PartialResults, UsageError
 
 if TYPE_CHECKING:
     from penstock.batch.parameters import Parameters
     from penstock.batch.results import ResultWriter
     from penstock.batch.rows import Row
     from penstock.hub.snapshot import Snapshot
+    from penstock.text.grammar import GrammarSpec
     from penstock.text.tokenizer import Tokenizer
 
 
@@ -86,6 +87,7 @@ class Summary:
 @sampling_options
 @click.option("--stop", multiple=True, metavar="TEXT", help="End a row at this text, which stays in it. Repeatable.")
 @click.option("--ignore-eos", is_flag=True, help="Go on to --max-new-tokens, whatever the model says.")
+@click.option("--json-schema", type=click.File(), metavar="FILE", help="A JSON schema that every text must match.")
 @click.option("--overwrite", is_flag=True, help="Start again: lose what the output holds.")
 @click.option("--retry-errors", is_flag=True, help="Run the rows again that ended in an error.")
 @click.option("--json", "as_json", is_flag=True, help="The summary as one JSON line on stdout.")
@@ -96,8 +98,8 @@ def generate(model: str, source: str, output: str, as_json: bool, **options: Any
 
     A .txt input has one prompt a line. A .jsonl input has one object a line with `prompt` or `prompt_token_ids`, and,
     if wanted, `id` and parameters of its own: max_new_tokens, temperature, top_k, top_p, typical_p,
-    repetition_penalty, frequency_penalty, seed, stop, ignore_eos, do_sample, watermark. A row without an id gets its
-    line number.
+    repetition_penalty, frequency_penalty, seed, stop, ignore_eos, do_sample, watermark, grammar (an object of kind,
+    which is json_schema, json_object, regex, lark or choice, and value). A row without an id gets its line number.
 
     The output has one object a line, in the order of completion: id, prompt, text, token_ids, finish_reason,
     prompt_tokens, generated_tokens, and error if the row failed. Interrupted or killed, the same command goes on
@@ -127,7 +129,7 @@ def run(model: str, source: Path | None, output: Path | None, options: dict[str,
     with contextlib.closing(RowFile(source, options["input_format"])) as rows:
         found = rows.check()
         asked = {name: options[name] for name in Parameters.__struct_fields__ if name in options}
-        parameters = Parameters(**{**asked, "stop": list(options["stop"]) or None})
+        parameters = Parameters(**{**asked, "stop": list(options["stop"]) or None, "grammar": _grammar(options)})
         tokenizer = load_tokenizer(snapshot.path)
         if tokenizer is None and found.text_line is not None:
             raise ModelError(
@@ -135,7 +137,8 @@ def run(model: str, source: Path | None, output: Path | None, options: dict[str,
                 f"{snapshot.path} holds no tokenizer.json.",
                 "Give rows with prompt_token_ids, or copy the tokenizer's files into the folder.",
             )
-        record = make_record(snapshot.name, fingerprint(snapshot.path), rows.name, found, parameters, options["dtype"])
+        numbers = options["dtype"], options["quantize"]
+        record = make_record(snapshot.name, fingerprint(snapshot.path), rows.name, found, parameters, *numbers)
         writer = ResultWriter(output, record, overwrite=options["overwrite"], retry_errors=options["retry_errors"])
         summary = Summary(model=snapshot.name, output=writer.name, rows=found.rows, done_before=len(writer.done))
         with contextlib.closing(writer):
@@ -144,6 +147,20 @@ def run(model: str, source: Path | None, output: Path | None, options: dict[str,
                 _generate(snapshot, tokenizer, todo, parameters, writer, summary, options)
             summary.done, summary.errors = writer.written, writer.errors
     return summary
+
+
+def _grammar(options: dict[str, Any]) -> GrammarSpec | None:
+    """What every text must match. Raises UsageError for a schema that cannot be followed, before a model is loaded."""
+    from penstock.text.grammar import GrammarRefused, GrammarSpec, source_of
+
+    if options["json_schema"] is None:
+        return None
+    spec = GrammarSpec("json_schema", options["json_schema"].read())
+    try:
+        source_of(spec)
+    except GrammarRefused as refused:
+        raise UsageError(f"--json-schema {options['json_schema'].name}: {refused.what}") from None
+    return spec
 
 
 def _generate(

@@ -10,8 +10,9 @@ from typing import Any
 
 import click
 
-from penstock.cli.options import COUNT, FiniteFloat, engine_options, source_options, stack
-from penstock.cli.serve_tgi import TGI_ENVIRONMENT, refuse, tgi_options
+from penstock.cli.options import COUNT, FiniteFloat, engine_options, source_options, stack, weight_format
+from penstock.cli.serve_key import hide_key
+from penstock.cli.serve_tgi import TGI_ENVIRONMENT, operation_options, refuse, tgi_options
 from penstock.errors import PenstockError, UsageError
 
 PORT = click.IntRange(0, 65535)
@@ -20,7 +21,7 @@ http_options = stack(
     click.option("--hostname", "--host", "host", default="127.0.0.1", show_default=True, help="Address to listen on."),
     click.option("-p", "--port", type=PORT, default=3000, show_default=True, help="0 takes a free one."),
     click.option("--uds", metavar="PATH", help="Listen on a unix socket instead of a port."),
-    click.option("--api-key-file", metavar="FILE", help="The key's file (mode 600).  [default: a key is made]"),
+    click.option("--api-key-file", metavar="FILE", help="Keys, one a line (mode 600).  [default: a key is made]"),
     click.option("--no-auth", is_flag=True, help="Ask for no key. Every user of the machine can then connect."),
     click.option("--allow-host", multiple=True, metavar="NAME", help="A further name for this server. Repeatable."),
     click.option(
@@ -52,13 +53,37 @@ limit_options = stack(
     click.option("--max-client-batch-size", type=COUNT, default=4, show_default=True, help="Prompts a request."),
     click.option("--payload-limit", type=COUNT, default=2_000_000, show_default=True, help="Bytes of a request."),
     click.option("--validation-workers", type=COUNT, default=2, show_default=True, help="Tokenizing threads."),
+    click.option("--strict", is_flag=True, help="Refuse unknown fields on OpenAI routes; else a header names them."),
     click.option("--enable-prefill-logprobs", is_flag=True, help="Allow `decoder_input_details`."),
     click.option(
         "--prefix-caching/--no-prefix-caching", default=True, show_default=True, help="Reuse prompts seen before."
     ),
 )
 
+patience_options = stack(
+    click.option(
+        "--header-seconds",
+        type=FiniteFloat(0.1, 3600),
+        default=10.0,
+        show_default=True,
+        help="Until headers are whole.",
+    ),
+    click.option(
+        "--body-seconds", type=FiniteFloat(0.1, 3600), default=30.0, show_default=True, help="Longest pause in a body."
+    ),
+    click.option(
+        "--unread-seconds",
+        type=FiniteFloat(0.1, 86400),
+        default=60.0,
+        show_default=True,
+        help="How long a client may leave its stream unread.",
+    ),
+)
+
 model_options = stack(
+    click.option(
+        "--chat-template", metavar="FILE", help="A jinja chat template, or a tokenizer_config.json, over the model's."
+    ),
     click.option(
         "--rope-scaling", type=click.Choice(["linear", "dynamic"]), help="Stretch the context beyond the model's."
     ),
@@ -75,14 +100,20 @@ model_options = stack(
 @engine_options
 @model_options
 @source_options
+@patience_options
+@operation_options
 @tgi_options
 def serve(model: str | None, **options: Any) -> int:
     """Serve MODEL: `demo`, a folder, or a hub name.
 
     Prints what to paste into a shell, a program or a laptop once it is ready. Ctrl-C stops it.
     """
+    hide_key(options)
     refuse(options)
     name = _model(model, options["model_id"])
+    if options["launcher"] and options["revision"] and Path(name).expanduser().is_dir():
+        print("note: --revision has no effect: the model is a folder", file=sys.stderr)
+        options["revision"] = None
     _check(options)
     from penstock.engine.config import EngineConfig
     from penstock.server.config import ServeConfig
@@ -90,10 +121,14 @@ def serve(model: str | None, **options: Any) -> int:
 
     engine = {field: options[field] for field in EngineConfig.__struct_fields__ if options.get(field) is not None}
     http = {field: options[field] for field in ServeConfig.__struct_fields__ if options.get(field) is not None}
-    engine |= {"model_path": "", "model_name": options["served_model_name"] or name}
+    engine |= {
+        "quantize": weight_format(options["quantize"]),
+        "model_path": "",
+        "model_name": options["served_model_name"] or name,
+    }
     config = ServeConfig(
         **http,
-        model=name,
+        model=options["weights_cache_override"] or name,
         engine=EngineConfig(**engine),
         auth=not options["no_auth"],
         allow_hosts=tuple(options["allow_host"]),
@@ -150,6 +185,10 @@ def _check(options: dict[str, Any]) -> None:
         raise UsageError(f"`max_total_tokens` must be <= `max_batch_total_tokens`. Given: {total} and {slots}")
     if options["no_auth"] and options["api_key_file"] is not None:
         raise UsageError("--no-auth and --api-key-file contradict each other.", "", "Give one of them.")
+    if options["chat_template"] is not None:
+        from penstock.text.template_files import read_template_file
+
+        read_template_file(Path(options["chat_template"]))  # now, rather than after the model is found
     if options["rope_factor"] is not None and options["rope_scaling"] is None:
         options["rope_scaling"] = "linear"
     if options["rope_scaling"] is not None and options["rope_factor"] is None:

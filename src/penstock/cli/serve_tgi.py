@@ -1,15 +1,17 @@
-"""TGI's launcher flags on `penstock serve`: their environment names, those without meaning, those refused."""
+"""TGI's launcher on `penstock serve`: its flags, their environment names, those without meaning, those refused."""
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from penstock.cli.options import stack
 from penstock.errors import UsageError
+from penstock.logs import JSON_VARIABLE
 
 # option: the name that TGI's launcher reads
 TGI_ENVIRONMENT = {
@@ -25,32 +27,24 @@ TGI_ENVIRONMENT = {
             "kv_cache_dtype", "trust_remote_code", "lora_adapters", "tokenizer_config_path", "ngrok", "otlp_endpoint",
             "json_output", "waiting_served_ratio", "max_waiting_tokens", "shard_uds_path",
             "weights_cache_override", "disable_custom_kernels", "cuda_memory_fraction", "cuda_graphs",
-            "disable_grammar_support", "graceful_termination_timeout",
+            "disable_grammar_support", "graceful_termination_timeout", "api_key", "huggingface_hub_cache",
+            "master_addr", "master_port", "prometheus_port", "otlp_service_name", "usage_stats", "ngrok_authtoken",
+            "ngrok_edge",
         )
     },
 }  # fmt: skip
 
-# Flags that would change what the server does, and cannot yet: the reason, and what to do.
+# Flags that would change the answers, and cannot yet: the reason, and what to do.
 _REFUSED = {
-    "api_key": (
-        "every user of this machine can read the arguments of a process, with ps",
-        "Write the key to a file of mode 600 and give --api-key-file FILE",
-    ),
-    "quantize": ("quantized weights come in a later version", "Leave it out; --dtype bfloat16 halves float32"),
-    "speculate": ("speculation comes in a later version", "Leave it out"),
-    "kv_cache_dtype": ("the KV cache has the dtype of the weights", "Leave it out"),
     "lora_adapters": ("adapters come in a later version", "Merge the adapter into its base model"),
-    "tokenizer_config_path": ("the model folder's tokenizer_config.json is read", "Put the file there"),
-    "otlp_endpoint": ("traces come in a later version", "Leave it out; GET /metrics has the figures"),
-    "json_output": ("logs in JSON come in a later version", "Leave it out; --json prints the ready line"),
     "ngrok": ("TGI's own is dead, and a tunnel through a company is not safe", "Use ssh -N -L"),
-    "trust_remote_code": (
-        "Penstock never runs code from a model's repository",
-        "Leave it out: Llama, Mistral and Qwen need none",
-    ),
-    "weights_cache_override": ("a model folder can be named directly", "Give the folder as MODEL"),
 }
 _WITHOUT_EFFECT = {
+    "speculate": "there is no speculation yet; the answers are the same without",
+    "kv_cache_dtype": "the KV cache has the dtype of the weights",
+    "num_shard": "one process runs the model, on all of its memory",
+    "sharded": "one process runs the model, on all of its memory",
+    "trust_remote_code": "Penstock never runs code from a model's repository",
     "waiting_served_ratio": "prefill and decoding share every step",
     "max_waiting_tokens": "prefill and decoding share every step",
     "prometheus_port": "GET /metrics is on the server's own port",
@@ -60,10 +54,10 @@ _WITHOUT_EFFECT = {
     "disable_custom_kernels": "there are none to disable",
     "cuda_memory_fraction": "this version computes on the CPU; --memory-fraction is for any memory",
     "cuda_graphs": "this version computes on the CPU",
-    "disable_grammar_support": "there are no grammars yet",
-    "otlp_service_name": "there are no traces yet",
     "usage_stats": "Penstock sends nothing to anybody",
     "env": "`penstock doctor` tells about the machine",
+    "ngrok_authtoken": "there is no ngrok",
+    "ngrok_edge": "there is no ngrok",
 }
 
 
@@ -71,17 +65,52 @@ def _hidden(flag: str, **settings: Any) -> Any:
     return click.option(flag, hidden=True, **settings)
 
 
-_FLAGS = ("ngrok", "trust_remote_code", "json_output", "disable_custom_kernels", "disable_grammar_support")
+_FLAGS = ("ngrok", "trust_remote_code", "disable_custom_kernels")
+_TYPES: dict[str, Any] = {
+    "kv_cache_dtype": click.Choice(["fp8_e4m3fn", "fp8_e5m2"]),
+    "usage_stats": click.Choice(["on", "off", "no-stack"]),
+    "num_shard": click.IntRange(1),
+    "sharded": bool,
+    "speculate": click.IntRange(0),
+    "waiting_served_ratio": float,
+    "max_waiting_tokens": click.IntRange(0),
+    "prometheus_port": click.IntRange(0, 65535),
+    "master_port": click.IntRange(0),
+    "cuda_memory_fraction": float,
+}
+
+
+def _option(name: str) -> Any:
+    flag = f"--{name.replace('_', '-')}"
+    if name in _FLAGS:
+        return _hidden(flag, is_flag=True)
+    return _hidden(flag, type=_TYPES.get(name, str))
+
+
+operation_options = stack(
+    click.option("--json-output", is_flag=True, help="Write the log as JSON, one object a line."),
+    click.option("--otlp-endpoint", metavar="URL", help="Send traces there (OTLP over HTTP, port 4318)."),
+    click.option(
+        "--otlp-service-name",
+        default="text-generation-inference.router",
+        show_default=True,
+        help="Name of this server in traces.",
+    ),
+    click.option("--disable-grammar-support", is_flag=True, help="Refuse `grammar` and `response_format`."),
+    click.option(
+        "--tokenizer-config-path", metavar="FILE", help="Take the chat template of this tokenizer_config.json."
+    ),
+)
 
 tgi_options = stack(
     click.option("--model-id", metavar="MODEL", help="Another way to give MODEL."),
+    _hidden("--api-key", metavar="KEY"),
     _hidden("--huggingface-hub-cache"),
-    _hidden("--num-shard", type=click.IntRange(1)),
-    _hidden("--sharded", type=bool),
+    _hidden("--weights-cache-override"),
+    _hidden("--launcher", is_flag=True),
     click.option("-e", "--env", is_flag=True, hidden=True),
     click.option("-g", "--graceful-termination-timeout", type=click.IntRange(0), hidden=True),
-    *(_hidden(f"--{name.replace('_', '-')}", is_flag=name in _FLAGS) for name in _REFUSED),
-    *(_hidden(f"--{name.replace('_', '-')}", is_flag=name in _FLAGS) for name in _WITHOUT_EFFECT if name != "env"),
+    *(_option(name) for name in (*_REFUSED, *_WITHOUT_EFFECT) if name != "env"),
 )
 
 
@@ -90,19 +119,29 @@ def refuse(options: dict[str, Any]) -> None:
     for name, (why, hint) in _REFUSED.items():
         if options[name]:
             raise UsageError(f"--{name.replace('_', '-')} is not supported: {why}.", "", f"{hint}.")
-    if os.environ.get("API_KEY"):
-        print("note: API_KEY in the environment is not read; give --api-key-file FILE", file=sys.stderr)
-    shards = options["num_shard"] or 1
-    if shards > 1 or (options["sharded"] and options["num_shard"] is None):
-        raise UsageError(
-            "--num-shard above 1 is not supported: a model over several devices comes in a later version.",
-            "",
-            "Leave --num-shard and --sharded out.",
-        )
     if options["huggingface_hub_cache"]:
         os.environ["HF_HUB_CACHE"] = options["huggingface_hub_cache"]  # what the hub's own library reads
     if options["graceful_termination_timeout"] is not None:
         options["drain_seconds"] = float(options["graceful_termination_timeout"])
+    if options["json_output"]:
+        os.environ[JSON_VARIABLE] = "1"
+    context = click.get_current_context()
     for name, why in _WITHOUT_EFFECT.items():
-        if options[name]:
+        # The environment may hold the names of other programs: only what was typed is spoken of.
+        typed = context.get_parameter_source(name) is not ParameterSource.ENVIRONMENT
+        harmless = name in ("num_shard", "sharded", "speculate") and int(options[name] or 0) == (name == "num_shard")
+        if options[name] is not None and options[name] is not False and typed and not harmless:
             print(f"note: --{name.replace('_', '-')} has no effect: {why}", file=sys.stderr)
+
+
+def main() -> NoReturn:
+    """`text-generation-launcher`: TGI's command, which is `penstock serve` with TGI's log lines."""
+    from penstock.cli.main import penstock, run_command
+
+    given = sys.argv[1:]
+    version = given[:1] in (["--version"], ["-V"])
+    run_command(penstock, ["--version"] if version else ["serve", "--launcher", *given], "text-generation-launcher")
+
+
+if __name__ == "__main__":
+    main()

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from penstock.engine.request import Limits, Stage
+from penstock.logs import in_json, json_line, visible
 from penstock.server.config import ServeConfig
 from penstock.server.guard import is_loopback
 from penstock.server.listen import Listener
@@ -36,8 +37,11 @@ class Ready(msgspec.Struct):
 
 def say(line: str = "") -> None:
     """One line for people. Control characters, which a model's name could bring, are spelt out."""
-    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
-    print(shown, file=sys.stderr, flush=True)
+    if in_json():
+        if line:
+            print(json_line("INFO", line, "penstock"), file=sys.stderr, flush=True)
+        return
+    print(visible(line), file=sys.stderr, flush=True)
 
 
 def stage(done: Stage) -> None:
@@ -109,6 +113,9 @@ def block(config: ServeConfig, listener: Listener, key_file: Path | None) -> Non
     else:
         target = "localhost" if is_loopback(config.host) else node
         say(f"  ssh -N -L {listener.port}:{target}:{listener.port} {node}")
+        local = f"http://localhost:{listener.port}/"
+        here = local if is_loopback(config.host) else f"{url}/, through the tunnel {local}"
+        say(f"Chat in a browser: {here}")
     say(f"Stop it with Ctrl-C here, or: kill {os.getpid()}")
 
 

@@ -5,11 +5,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 
+from penstock.server import journal
+from penstock.server.anthropic_messages import Messages
 from penstock.server.exchange import ClientLeft, Exchange, Receive, Scope, Send
 from penstock.server.house import House
 from penstock.server.native import Native
+from penstock.server.native_cloud import Cloud
 from penstock.server.openai_chat import Chat
+from penstock.server.openai_completions import Completions
+from penstock.server.openai_embeddings import Embeddings
+from penstock.server.openai_models import PREFIX as MODEL_PREFIX
 from penstock.server.openai_models import Models
+from penstock.server.openai_responses import Responses
+from penstock.server.openai_tokens import TokenRoutes
+from penstock.server.openapi import Documents
+from penstock.server.page import Page
 from penstock.server.refusal import Refusal, draining, internal
 from penstock.server.status import Status
 
@@ -27,24 +37,46 @@ class App:
     def __init__(self, house: House) -> None:
         self._house = house
         native, chat, status, models = Native(house), Chat(house), Status(house), Models(house)
+        completions, embeddings = Completions(house), Embeddings(house)
+        tokens, messages = TokenRoutes(house, native.tokenize), Messages(house)
+        cloud, documents = Cloud(native, chat.completions, completions.completions), Documents()
+        self._model = models.one
         self._get: dict[str, Getter] = {
-            "/": status.health,
+            "/": Page(status.health).get,
             "/health": status.health,
             "/ping": status.health,
             "/info": status.info,
             "/metrics": status.metrics,
             "/v1/models": models.list,
+            "/tokenizer_info": tokens.info,
+            "/docs": documents.lead,
+            "/docs/": documents.page,
+            "/openapi.json": documents.openapi,
+            "/api-doc/openapi.json": documents.openapi,
         }
         self._post: dict[str, Poster] = {
             "/": native.compat_generate,
             "/generate": native.generate,
             "/generate_stream": native.generate_stream,
-            "/tokenize": native.tokenize,
+            "/invocations": cloud.invocations,
+            "/vertex": cloud.vertex,
+            "/tokenize": tokens.tokenize,
+            "/chat_tokenize": native.chat_tokenize,
+            "/detokenize": tokens.detokenize,
             "/v1/chat/completions": chat.completions,
+            "/v1/completions": completions.completions,
+            "/v1/embeddings": embeddings.embeddings,
+            "/v1/responses": Responses(house).responses,
+            "/v1/messages": messages.messages,
+            "/v1/messages/count_tokens": messages.count_tokens,
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive, send)
+        with journal.entry(exchange, scope.get("penstock.key_name", ""), self._house.tracer):
+            await self._answer_or_refuse(exchange)
+
+    async def _answer_or_refuse(self, exchange: Exchange) -> None:
         try:
             await self._route(exchange)
         except ClientLeft:
@@ -58,6 +90,8 @@ class App:
 
     async def _route(self, exchange: Exchange) -> None:
         get, post = self._get.get(exchange.path), self._post.get(exchange.path)
+        if exchange.path.startswith(MODEL_PREFIX):
+            get = self._model
         if get is None and post is None:
             await self._not_found(exchange)
         elif get is not None and exchange.method in ("GET", "HEAD"):

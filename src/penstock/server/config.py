@@ -34,9 +34,18 @@ class ServeConfig(msgspec.Struct, frozen=True):
     payload_limit: int = 2_000_000
     validation_workers: int = 2
     enable_prefill_logprobs: bool = False
+    strict: bool = False  # refuse fields that nobody knows, instead of naming them in a header
+    disable_grammar_support: bool = False
     drain_seconds: float = 25.0
     keep_alive_seconds: float = 15.0  # a silent stream gets a comment that often
+    header_seconds: float = 10.0  # until the head of a request is whole
     body_seconds: float = 30.0  # longest silence while a body arrives
+    unread_seconds: float = 60.0  # that a client may leave its stream unread once the buffers are full
+    otlp_endpoint: str | None = None  # where traces go, over HTTP
+    otlp_service_name: str = "text-generation-inference.router"
+    chat_template: str | None = None  # a file whose chat template replaces the model's
+    tokenizer_config_path: str | None = None  # a tokenizer_config.json whose chat template replaces the model's
+    launcher: bool = False  # print what TGI's launcher prints
     json_ready: bool = False  # one JSON line on stdout when ready
 
     @property

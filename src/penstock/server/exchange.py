@@ -6,12 +6,12 @@ import asyncio
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, Protocol
 
 import msgspec
 
-from penstock.server.refusal import Refusal, incomplete_stream
+from penstock.server.refusal import Family, Refusal, incomplete_stream
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -27,8 +27,20 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _JSON_CONTENT = re.compile(rb"application/(json|[^;]+\+json)\s*(;.*)?", re.IGNORECASE)
 
 
+class Flow(Protocol):
+    """What leaves towards a client. full: its buffers are, so that sending waits; seconds: how long that may take."""
+
+    seconds: float
+
+    @property
+    def full(self) -> bool: ...
+
+    def cut(self) -> None:
+        """Drop the connection and what has not been sent."""
+
+
 class ClientLeft(Exception):
-    """The client is gone before its request was whole."""
+    """The client is gone before its request was whole, or does not read its answer."""
 
 
 class Exchange:
@@ -38,7 +50,7 @@ class Exchange:
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._receive, self._send = receive, send
+        self._scope, self._receive, self._send = scope, receive, send
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.headers: list[Header] = scope["headers"]
@@ -47,9 +59,17 @@ class Exchange:
         given = self.header(b"x-request-id")
         known = given is not None and _REQUEST_ID.fullmatch(given)
         self.request_id = given if given is not None and known else secrets.token_hex(16).encode()
+        self.status = 0  # of the answer, once it has begun
+        self.failure = ""  # the type of the error that ended a stream
         self.started = False
         self.finished = False
         self._last_write = 0.0
+
+    def answered_by(self, send: Send) -> Exchange:
+        """The same request, whose answer goes to `send` instead of the client."""
+        other = Exchange(self._scope, self._receive, send)
+        other.request_id = self.request_id
+        return other
 
     def header(self, name: bytes) -> bytes | None:
         """The first header of that (lower case) name."""
@@ -59,6 +79,13 @@ class Exchange:
     def openai(self) -> bool:
         """Whether errors have OpenAI's shape here."""
         return self.path.startswith("/v1/")
+
+    @property
+    def family(self) -> Family:
+        """Whose shape errors have here."""
+        if self.path.startswith("/v1/messages"):
+            return "anthropic"
+        return "openai" if self.openai else "native"
 
     async def body(self, limit: int, silence: float) -> bytes:
         """The JSON body, its bytes counted while they arrive.
@@ -136,16 +163,18 @@ class Exchange:
         if self.started:
             if refusal.error_type == "incomplete_generation":
                 refusal = incomplete_stream()
+            self.failure = refusal.error_type
             await self.event(refusal.openai() if self.openai else refusal.native())
             if self.openai:
                 await self.write(DONE)
             await self.end()
             return
-        content_type, body = refusal.body(self.openai)
+        content_type, body = refusal.body(self.family)
         headers = refusal.headers()
         if refusal.status == 408:
             headers.append((b"connection", b"close"))  # the rest of the body may never come
-        await self.answer(refusal.status, body, content_type, headers)
+        status = 400 if refusal.status == 422 and self.family == "anthropic" else refusal.status
+        await self.answer(status, body, content_type, headers)
 
     async def start_events(self, headers: list[Header]) -> None:
         """200 and the headers of a stream of server-sent events."""
@@ -159,7 +188,18 @@ class Exchange:
     async def write(self, data: bytes) -> None:
         """Send bytes of a stream as they are."""
         self._last_write = asyncio.get_running_loop().time()
-        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        message = {"type": "http.response.body", "body": data, "more_body": True}
+        flow: Flow | None = self._scope.get("penstock.flow")
+        if flow is None or not flow.full:
+            await self._send(message)
+            return
+        try:
+            async with asyncio.timeout(flow.seconds):
+                await self._send(message)
+        except TimeoutError:  # the client has stopped reading, and what it has not read fills the buffers
+            self.finished = True
+            flow.cut()
+            raise ClientLeft from None
 
     async def end(self) -> None:
         """End a stream."""
@@ -180,12 +220,13 @@ class Exchange:
         while True:
             rest = self._last_write + seconds - loop.time()
             if rest <= 0:
-                await self.write(COMMENT)
+                with suppress(ClientLeft):  # the connection is cut then, which ends the request elsewhere
+                    await self.write(COMMENT)
             else:
                 await asyncio.sleep(rest)
 
     async def _start(self, status: int, content_type: bytes, headers: list[Header]) -> None:
-        self.started = True
+        self.started, self.status = True, status
         self._last_write = asyncio.get_running_loop().time()
         first = [(b"content-type", content_type)] if content_type else []
         identity = [(b"x-request-id", self.request_id), *self.extra_headers]

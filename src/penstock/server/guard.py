@@ -10,6 +10,7 @@ import re
 import socket
 from collections.abc import Awaitable, Callable
 
+from penstock.server import journal, page
 from penstock.server.config import ServeConfig
 from penstock.server.exchange import Exchange, Header, Receive, Scope, Send
 from penstock.server.key import Keys
@@ -17,7 +18,9 @@ from penstock.server.refusal import Refusal
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-OPEN = {"/health": ("GET", "HEAD")}  # everything else needs the key
+# Whether the server lives, and what it looks like to any client: no secrets. Everything else but the chat page
+# (page.py) needs the key.
+OPEN = dict.fromkeys(("/health", "/ping", "/docs", "/docs/", "/openapi.json", "/api-doc/openapi.json"), ("GET", "HEAD"))
 _HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:\d{1,5})?")
 
 
@@ -42,23 +45,25 @@ class Guard:
             return
         exchange = Exchange(scope, receive, send)
         if self._check_host and not self._host_allowed(exchange.header(b"host")):
-            refusal = Refusal(403, "This server is not known under that host name", "forbidden")
-            await exchange.refuse(refusal)
+            with journal.entry(exchange):
+                await exchange.refuse(Refusal(403, "This server is not known under that host name", "forbidden"))
             return
         origin = self._cors(exchange)
         if origin and exchange.method == "OPTIONS":
             allow = [
                 (b"access-control-allow-methods", b"GET,POST"),
-                (b"access-control-allow-headers", b"content-type,authorization"),
+                (b"access-control-allow-headers", b"content-type,authorization,x-api-key"),
             ]
             await exchange.answer(200, b"", headers=[*origin, *allow])
             return
-        if self._keys is not None and exchange.method not in OPEN.get(exchange.path, ()):
-            salt = self._keys.salt_of(exchange.header(b"authorization"))
-            if salt is None:
-                await self._unauthorized(exchange)
+        needs_key = exchange.method not in OPEN.get(exchange.path, ()) and not page.wanted(exchange)
+        if self._keys is not None and needs_key:
+            holder = self._keys.holder(exchange.header(b"authorization"), exchange.header(b"x-api-key"))
+            if holder is None:
+                with journal.entry(exchange):
+                    await self._unauthorized(exchange)
                 return
-            scope["penstock.salt"] = salt
+            scope["penstock.salt"], scope["penstock.key_name"] = holder.salt, holder.name
         scope["penstock.headers"] = origin
         await self._app(scope, receive, send)
 
@@ -93,7 +98,7 @@ class Guard:
         challenge = [(b"www-authenticate", b"Bearer")]
         if exchange.openai:
             text = "The key is missing or wrong: send it as `Authorization: Bearer KEY`"
-            content_type, body = Refusal(401, text, "invalid_api_key").body(openai=True)
+            content_type, body = Refusal(401, text, "invalid_api_key").body(exchange.family)
             await exchange.answer(401, body, content_type, challenge)
         else:
             await exchange.answer(401, b"", headers=challenge)

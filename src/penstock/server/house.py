@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from penstock.engine.client import EngineClient
 from penstock.engine.request import EngineRequest, Limits, validate
 from penstock.errors import InvalidRequest
 from penstock.server.config import ServeConfig
+from penstock.server.grammars import Grammars
 from penstock.server.limits import Permits, Presence
 from penstock.server.metrics import Metrics
 from penstock.server.refusal import invalid, template_error
 from penstock.text.chat_template import ChatTemplate, TemplateFailure
 from penstock.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from penstock.server.tracing import Tracer
 
 INLINE_CHARACTERS = 4096  # longer texts are tokenized on a thread, so that the event loop stays free
 
@@ -34,9 +39,11 @@ class House:
         self.config, self.engine, self.tokenizer, self.template = config, engine, tokenizer, template
         self.revision = revision
         self.draining = False
+        self.tracer: Tracer | None = None
         self.permits = Permits(config.max_concurrent_requests)
         self.presence = Presence()
         self.metrics = Metrics(engine.limits, engine)
+        self.grammars = Grammars.of(config.engine.model_path, engine.limits.vocab_size, engine.limits.eos_ids)
         self._workers = ThreadPoolExecutor(config.validation_workers, thread_name_prefix="text")
         self._renderers = ThreadPoolExecutor(config.validation_workers, thread_name_prefix="template")
 
@@ -57,20 +64,20 @@ class House:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._workers, self.tokenizer.encode, text, add_special_tokens)
 
-    async def encode_offsets(self, text: str) -> list[tuple[int, str, int, int]]:
+    async def encode_offsets(self, text: str, add_special_tokens: bool = True) -> list[tuple[int, str, int, int]]:
         """(id, text, start, stop) of each token; see Tokenizer."""
         if len(text) <= INLINE_CHARACTERS:
-            return self.tokenizer.encode_offsets(text)
+            return self.tokenizer.encode_offsets(text, add_special_tokens)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._workers, self.tokenizer.encode_offsets, text)
+        return await loop.run_in_executor(self._workers, self.tokenizer.encode_offsets, text, add_special_tokens)
 
-    async def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The conversation as the model's prompt. Raises Refusal 422."""
+    async def render(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
+        """The conversation as the model's prompt; options: of ChatTemplate.render. Raises Refusal 422."""
         if self.template is None:
             raise template_error("template not found")
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._renderers, self.template.render, messages)
+            return await loop.run_in_executor(self._renderers, partial(self.template.render, messages, **options))
         except TemplateFailure as failure:
             raise template_error(failure.what) from None
 
@@ -98,6 +105,9 @@ class House:
             raise invalid(error.what) from None
 
     def close(self) -> None:
-        """Let the threads go."""
+        """Let the threads and the forge go."""
+        self.grammars.close()
         self._workers.shutdown(wait=False, cancel_futures=True)
         self._renderers.shutdown(wait=False, cancel_futures=True)
+        if self.template is not None:
+            self.template.close()

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from penstock import logs
 from penstock.engine.client import EngineClient
 from penstock.engine.request import Stage
-from penstock.errors import ModelError
+from penstock.errors import ModelError, UsageError
 from penstock.hub.snapshot import Snapshot, resolve
-from penstock.server import announce, listen
+from penstock.server import announce, launcher_log, listen
 from penstock.server.config import ServeConfig
 from penstock.server.exchange import Exchange, Receive, Scope, Send
 from penstock.server.guard import App, Guard, is_loopback
@@ -30,6 +31,7 @@ from penstock.server.refusal import unhealthy
 
 if TYPE_CHECKING:
     from penstock.server.house import House
+    from penstock.server.tracing import Tracer
     from penstock.text.chat_template import ChatTemplate
     from penstock.text.tokenizer import Tokenizer
 
@@ -46,12 +48,17 @@ def serve(config: ServeConfig, offline: bool | None = None, first_visitor: Visit
     first_visitor is called in a thread of its own as soon as the server answers, before the block to paste is shown.
     """
     _set_process_limits()
+    logs.configure()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the loop takes over: ends like Ctrl-C
     listener = listen.bind(config)
     try:
         began = time.monotonic()
+        if config.launcher:
+            launcher_log.begin(config)
         snapshot = resolve(config.model, config.revision, offline=offline)
         announce.stage(Stage("resolve", str(snapshot.path), time.monotonic() - began))
+        if config.launcher:
+            launcher_log.found(config, snapshot)
         listener.listen()
         engine = msgspec.structs.replace(config.engine, model_path=str(snapshot.path), model_name=snapshot.name)
         config = msgspec.structs.replace(config, engine=engine)
@@ -86,6 +93,7 @@ class Launch:
         self._engine = EngineClient(config.engine, announce.stage)
         self._stop = asyncio.Event()
         self._keys: Keys | None = None
+        self._tracer: Tracer | None = None
 
     async def run(self) -> int:
         """Start, serve, drain. Returns the exit code."""
@@ -93,6 +101,10 @@ class Launch:
         for number in SIGNALS:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup's wish holds
                 loop.add_signal_handler(number, self._signalled)
+        if self._config.otlp_endpoint is not None:
+            from penstock.server.tracing import make_tracer
+
+            self._tracer = make_tracer(self._config.otlp_endpoint, self._config.otlp_service_name)
         if self._config.auth:
             path = self._config.api_key_file
             self._keys = make_key() if path is None else read_keys(path)
@@ -101,6 +113,8 @@ class Launch:
         finally:
             if self._keys is not None:
                 self._keys.forget()
+            if self._tracer is not None:
+                await asyncio.to_thread(self._tracer.close)
 
     async def _run(self) -> int:
         # The engine process is by far the slowest to start: everything else happens while it loads.
@@ -112,19 +126,21 @@ class Launch:
         guard = Guard(door, self._config, self._keys)
         if not is_loopback(self._config.host):
             _learn_full_name(guard)
-        server = HttpServer(guard)
+        server = HttpServer(guard, self._config.header_seconds, self._config.unread_seconds)
         serving = asyncio.create_task(server.run_on(self._listener.socket))
-        text = asyncio.create_task(asyncio.to_thread(load_text, self._snapshot.path))
+        text = asyncio.create_task(asyncio.to_thread(load_text, self._snapshot.path, self._config))
         stopping = asyncio.create_task(self._stop.wait())
         giving_up = asyncio.create_task(self._engine.gave_up.wait())
         ready = asyncio.gather(starting, text)
-        tasks = (starting, serving, text, stopping, giving_up, ready)
+        waiting = asyncio.create_task(launcher_log.waiting() if self._config.launcher else asyncio.sleep(0))
+        tasks = (starting, serving, text, stopping, giving_up, ready, waiting)
         house: House | None = None
         try:
             await _first(ready, stopping, serving)
             if stopping.done():
                 return INTERRUPTED
             _, (tokenizer, template) = await ready
+            waiting.cancel()
             house = self._open(door, tokenizer, template)
             if self._visitor is not None:
                 visit = asyncio.to_thread(self._visitor, self._listener.url, self._listener.uds, self._key_file)
@@ -152,10 +168,13 @@ class Launch:
         from penstock.server.house import House
 
         house = House(self._config, self._engine, tokenizer, template, self._snapshot.revision)
+        house.tracer = self._tracer
         door.app = App(house)
         config, listener = self._config, self._listener
         announce.stage(Stage("ready", "all of it", time.monotonic() - self._began))
         announce.derived(config, self._engine.limits)
+        if config.launcher:
+            launcher_log.loaded(config, self._engine.limits, self._began)
         if self._keys is None:
             announce.open_door_warning(config, listener)
         return house
@@ -169,6 +188,8 @@ class Launch:
         announce.block(self._config, self._listener, self._key_file)
         if self._config.json_ready:
             announce.ready_line(self._config, self._listener, self._key_file)
+        if self._config.launcher:
+            launcher_log.connected(self._config, self._snapshot.revision)
 
     async def _drain(self, house: House) -> None:
         """Take nothing new; let those in the house finish, for so long."""
@@ -194,10 +215,11 @@ class Launch:
         os._exit(INTERRUPTED)
 
 
-def load_text(path: Path) -> tuple[Tokenizer, ChatTemplate | None]:
-    """The tokenizer and the chat template of a model folder. Raises ModelError."""
+def load_text(path: Path, config: ServeConfig) -> tuple[Tokenizer, ChatTemplate | None]:
+    """The tokenizer and the chat template of a model folder. Raises ModelError, UsageError."""
     import penstock.server.app  # noqa: F401 (the routes' imports, while the engine loads)
     from penstock.text.chat_template import ChatTemplate, TemplateFailure
+    from penstock.text.template_files import read_template_file
     from penstock.text.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(path)
@@ -206,11 +228,15 @@ def load_text(path: Path) -> tuple[Tokenizer, ChatTemplate | None]:
             f"The model folder {path} has no tokenizer, so a server cannot read prompts.",
             hint="Add tokenizer.json, or run `penstock generate` with prompt_token_ids.",
         )
-    if tokenizer.chat_template is None:
+    own = config.chat_template or config.tokenizer_config_path
+    sources = read_template_file(Path(own)) if own else tokenizer.chat_templates
+    if not sources:
         return tokenizer, None
     try:
-        return tokenizer, ChatTemplate(tokenizer.chat_template, tokenizer.bos_token, tokenizer.eos_token)
+        return tokenizer, ChatTemplate(sources, tokenizer.bos_token, tokenizer.eos_token)
     except TemplateFailure as failure:
+        if own:
+            raise UsageError(f"The chat template {own} is broken.", failure.what) from failure
         announce.say(f"WARNING: the model's chat template is broken, so chat is off: {failure.what}")
         return tokenizer, None
 

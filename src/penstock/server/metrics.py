@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,9 +19,11 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from penstock.server import journal
+
 if TYPE_CHECKING:
     from penstock.engine.client import EngineClient
-    from penstock.engine.request import Limits
+    from penstock.engine.request import EngineStats, Limits
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 DURATIONS = [0.0001 * 1.5**n for n in range(1, 36)]  # TGI's buckets, seconds
@@ -50,7 +52,8 @@ class Metrics:
     def __init__(self, limits: Limits, engine: EngineClient) -> None:
         disable_created_metrics()
         registry = self._registry = CollectorRegistry()
-        registry.register(_Engine(engine))
+        registry.register(_Engine(engine, lambda: self._finished))
+        self._finished = 0
 
         def histogram(name: str, text: str, buckets: list[float]) -> Histogram:
             return Histogram(name, text, registry=registry, buckets=buckets)
@@ -71,6 +74,8 @@ class Metrics:
         self._wanted = histogram("tgi_request_max_new_tokens", "Tokens asked for", totals)
         self._first = histogram("penstock_time_to_first_token_seconds", "From arrival to first token", durations)
         self._next = histogram("penstock_inter_token_seconds", "Between two tokens of a request", durations)
+        self._batch = _Batches(registry, histogram)
+        engine.on_step = self._batch.step
         self.connections = Gauge("penstock_requests_in_flight", "Requests being answered", registry=registry)
 
     def failed(self, cause: str) -> None:
@@ -79,6 +84,7 @@ class Metrics:
 
     def submitted(self, prompt_tokens: int, max_new_tokens: int) -> None:
         """A request goes to the engine."""
+        journal.submitted(prompt_tokens)
         self._input.observe(prompt_tokens)
         self._wanted.observe(max_new_tokens)
 
@@ -93,9 +99,11 @@ class Metrics:
 
     def finished(self, timings: Timings, generated_tokens: int) -> None:
         """A generation is complete."""
+        journal.finished(timings, generated_tokens)
         now = time.monotonic()
         submitted = timings.submitted or now
         started = timings.started or submitted
+        self._finished += 1
         self._success.inc()
         self._duration.observe(now - timings.arrived)
         self._validation.observe(submitted - timings.arrived)
@@ -109,16 +117,61 @@ class Metrics:
         return _TOTAL.sub(rb"\1", generate_latest(self._registry))
 
 
+class _Batches:
+    """TGI's series of batches. A step that computes prompts is a prefill, also when others decode in it."""
+
+    def __init__(self, registry: CollectorRegistry, histogram: Callable[..., Histogram]) -> None:
+        def counter(name: str, text: str, label: str) -> Counter:
+            return Counter(f"tgi_batch_{name}", text, [label], registry=registry)
+
+        def durations(name: str, text: str) -> Histogram:
+            return Histogram(f"tgi_batch_{name}", text, ["method"], registry=registry, buckets=DURATIONS)
+
+        self._count = counter("inference_count", "Steps", "method")
+        self._success = counter("inference_success", "Steps that gave results", "method")
+        self._failure = counter("inference_failure", "Steps that failed", "method")
+        self._inference = durations("inference_duration", "Whole time of a step")
+        self._forward = durations("forward_duration", "The model's part of a step")
+        self._decode = durations("decode_duration", "Choosing tokens")
+        self._filter = durations("filter_duration", "Handing out the results of a step")
+        self._concat = counter("concat", "Prompts that joined running requests", "reason")
+        self._concat_duration = durations("concat_duration", "Time to let a prompt join: none, the step takes it in")
+        self._next = histogram(
+            "tgi_batch_next_size", "Prompts that a step computes", [float(n) for n in range(1, 1025)]
+        )
+
+    def step(self, stats: EngineStats, failed: bool, handing_out: float) -> None:
+        """Count one step; times are seconds."""
+        method = "prefill" if stats.step_prompts else "decode"
+        self._count.labels(method).inc()
+        (self._failure if failed else self._success).labels(method).inc()
+        self._inference.labels(method).observe(stats.step_seconds)
+        self._forward.labels(method).observe(stats.forward_seconds)
+        self._decode.labels(method).observe(max(stats.step_seconds - stats.forward_seconds, 0))
+        self._filter.labels(method).observe(handing_out)
+        if stats.step_prompts:
+            self._next.observe(stats.step_prompts)
+            if stats.step_decodes:
+                self._concat.labels("chunking").inc()
+                self._concat_duration.labels("decode").observe(0)
+
+
 class _Engine(Collector):
     """The engine's own counters, read when somebody asks."""
 
-    def __init__(self, engine: EngineClient) -> None:
-        self._engine = engine
+    def __init__(self, engine: EngineClient, finished: Callable[[], int]) -> None:
+        self._engine, self._finished = engine, finished
 
     def collect(self) -> Iterable[Metric]:
         stats = self._engine.stats
         yield GaugeMetricFamily("tgi_queue_size", "Requests waiting", value=stats.waiting)
         yield GaugeMetricFamily("tgi_batch_current_size", "Requests running", value=stats.running)
+        skipped = Metric("tgi_request_skipped_tokens", "Speculated tokens accepted: there is no speculation", "summary")
+        for quantile in ("0", "0.5", "0.9", "0.95", "0.99", "0.999", "1"):
+            skipped.add_sample(skipped.name, {"quantile": quantile}, 0)
+        skipped.add_sample(f"{skipped.name}_sum", {}, 0)
+        skipped.add_sample(f"{skipped.name}_count", {}, self._finished())
+        yield skipped
         held = stats.used_blocks * self._engine.limits.block_size
         yield GaugeMetricFamily("tgi_batch_current_max_tokens", "Tokens of KV memory that requests hold", value=held)
         blocks = GaugeMetricFamily("penstock_kv_blocks", "Blocks of the KV cache", labels=["state"])
@@ -126,6 +179,11 @@ class _Engine(Collector):
         blocks.add_metric(["cached"], stats.cached_blocks)
         blocks.add_metric(["used"], stats.used_blocks)
         yield blocks
+        used = stats.used_blocks / stats.total_blocks if stats.total_blocks else 0.0
+        yield GaugeMetricFamily("penstock_kv_used_ratio", "Share of the KV cache that requests hold", value=used)
+        seen = stats.cached_prompt_tokens + stats.prompt_tokens  # the second are those that were computed
+        hits = stats.cached_prompt_tokens / seen if seen else 0.0
+        yield GaugeMetricFamily("penstock_prefix_hit_ratio", "Share of prompt tokens found in the cache", value=hits)
         yield GaugeMetricFamily("penstock_kv_blocks_capacity", "All blocks", value=stats.total_blocks)
         yield GaugeMetricFamily("penstock_engine_healthy", "1 while it runs", value=int(self._engine.healthy))
         yield GaugeMetricFamily("penstock_step_seconds", "The last step", value=stats.step_seconds)

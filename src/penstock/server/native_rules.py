@@ -6,13 +6,11 @@ import secrets
 from dataclasses import dataclass
 
 from penstock.engine.request import Limits, Sampling
-from penstock.server.body import check_range
+from penstock.server import native_wire as wire
 from penstock.server.config import ServeConfig
 from penstock.server.f32 import rounded
 from penstock.server.native_wire import GenerateParameters, GenerateRequest
 from penstock.server.refusal import invalid
-
-INTEGERS = ("best_of", "top_k", "max_new_tokens", "truncate", "seed", "top_n_tokens")
 
 
 @dataclass(frozen=True)
@@ -29,12 +27,7 @@ class Order:
     details: bool
     prefill: bool  # log-probabilities of the prompt
     full_text: bool
-
-
-def check_numbers(body: GenerateRequest, raw: bytes) -> None:
-    """Integers within the bounds of TGI's types. Raises Refusal 422."""
-    for name in INTEGERS:
-        check_range(name, getattr(body.parameters, name), f"$.parameters.{name}", raw)
+    grammar: wire.Grammar | None
 
 
 def check_stream(p: GenerateParameters) -> None:
@@ -74,8 +67,6 @@ def order(body: GenerateRequest, count: int, config: ServeConfig, limits: Limits
         raise invalid(
             f"`truncate` must be strictly positive and less than {limits.max_input_tokens}. Given: {p.truncate}"
         )
-    if p.grammar is not None:
-        raise invalid("grammar is not supported")
     if p.adapter_id is not None:
         raise invalid("`adapter_id` is not supported: this server has no adapters")
     return Order(
@@ -89,6 +80,7 @@ def order(body: GenerateRequest, count: int, config: ServeConfig, limits: Limits
         details=p.details or p.decoder_input_details,
         prefill=p.decoder_input_details and config.enable_prefill_logprobs,
         full_text=bool(p.return_full_text),
+        grammar=p.grammar,
     )
 
 

@@ -2,10 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
+
+# TGI's integers. msgspec has no bounds above 63 bits; body.parse refuses what is longer.
+I32 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
+U32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+U64 = Annotated[int, Meta(ge=0)]
+
+
+class JsonGrammar(msgspec.Struct, tag_field="type", tag="json"):
+    """The output is an object that fits a JSON schema, which is given as it is or as text."""
+
+    value: Any
+
+
+class JsonObjectGrammar(JsonGrammar, tag_field="type", tag="json_object"):
+    """Another name of `json`."""
+
+
+class RegexGrammar(msgspec.Struct, tag_field="type", tag="regex"):
+    """The output matches a regular expression, whole."""
+
+    value: str
+
+
+class NamedSchema(msgspec.Struct):
+    """A JSON schema with a name, which nobody looks at."""
+
+    schema: Any
+    name: str | None = None
+
+
+class JsonSchemaGrammar(msgspec.Struct, tag_field="type", tag="json_schema"):
+    """As `json`, in a wrapping."""
+
+    value: NamedSchema
+
+
+Grammar = JsonGrammar | JsonObjectGrammar | RegexGrammar | JsonSchemaGrammar
 
 
 class GenerateParameters(msgspec.Struct, kw_only=True):
@@ -14,24 +51,24 @@ class GenerateParameters(msgspec.Struct, kw_only=True):
     None where null is allowed.
     """
 
-    best_of: int | None = None
+    best_of: U64 | None = None
     temperature: float | None = None
     repetition_penalty: float | None = None
     frequency_penalty: float | None = None
-    top_k: int | None = None
+    top_k: I32 | None = None
     top_p: float | None = None
     typical_p: float | None = None
     do_sample: bool = False
-    max_new_tokens: int | None = None
+    max_new_tokens: U32 | None = None
     return_full_text: bool | None = None
     stop: list[str] = []
-    truncate: int | None = None
+    truncate: U64 | None = None
     watermark: bool = False
     details: bool = False
     decoder_input_details: bool = False
-    seed: int | None = None
-    top_n_tokens: int | None = None
-    grammar: Any = None
+    seed: U64 | None = None
+    top_n_tokens: U32 | None = None
+    grammar: Grammar | None = None
     adapter_id: str | None = None
 
 
@@ -51,6 +88,19 @@ class CompatGenerateRequest(GenerateRequest, kw_only=True):
     """Body of POST /."""
 
     stream: bool = False
+
+
+class VertexInstance(msgspec.Struct, kw_only=True):
+    """An instance of /vertex that is a prompt."""
+
+    inputs: str
+    parameters: GenerateParameters | None = None
+
+
+class VertexResponse(msgspec.Struct):
+    """The answer of /vertex: a text for every instance."""
+
+    predictions: list[str]
 
 
 class PrefillToken(msgspec.Struct):
@@ -127,6 +177,20 @@ class SimpleToken(msgspec.Struct):
     text: str
     start: int
     stop: int
+
+
+class ChatTokens(msgspec.Struct):
+    """The answer of /chat_tokenize."""
+
+    tokenize_response: list[SimpleToken]
+    templated_text: str
+
+
+class ErrorResponse(msgspec.Struct):
+    """TGI's JSON of an error."""
+
+    error: str
+    error_type: str
 
 
 class Info(msgspec.Struct):

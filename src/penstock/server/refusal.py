@@ -1,12 +1,16 @@
 """Requests that end without an answer: the status and the words that the client gets.
 
-Two shapes: TGI's `{"error", "error_type"}` and, under /v1/, OpenAI's `{"error": {...}}`. All texts are ours;
-what an exception says never goes out.
+Three shapes: TGI's `{"error", "error_type"}`, OpenAI's `{"error": {...}}` under /v1/, and Anthropic's there on its own
+route. All texts are ours; what an exception says never goes out.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
+
+Family = Literal["native", "openai", "anthropic"]  # of routes
 
 RETRY_SECONDS = 1  # what Retry-After says when all places are taken
 RESTART_SECONDS = 5  # and when the engine or the server is restarting
@@ -18,6 +22,15 @@ OPENAI_TYPES = {
     404: "not_found_error",
     429: "rate_limit_error",
 }
+ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+PASSING = (408, 409, 429)  # statuses below 500 after which the same request may succeed
 
 
 class Refusal(Exception):
@@ -38,15 +51,20 @@ class Refusal(Exception):
         self.counted = False  # whether the metrics know of it
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """Headers beside the content type."""
-        if self.retry_after is None:
-            return []
-        return [(b"retry-after", str(self.retry_after).encode())]
+        """Headers beside the content type. OpenAI's clients obey x-should-retry."""
+        found: list[tuple[bytes, bytes]] = []
+        if self.retry_after is not None:
+            found.append((b"retry-after", str(self.retry_after).encode()))
+        if self.status < 500 and self.status not in PASSING:
+            found.append((b"x-should-retry", b"false"))
+        return found
 
-    def body(self, openai: bool) -> tuple[bytes, bytes]:
+    def body(self, family: Family) -> tuple[bytes, bytes]:
         """(content type, body) in the shape of the route's family."""
-        if openai:
+        if family == "openai":
             return b"application/json", msgspec.json.encode(self.openai())
+        if family == "anthropic":
+            return b"application/json", msgspec.json.encode(self.anthropic())
         if self.plain:
             return b"text/plain; charset=utf-8", self.message.encode("utf-8", "replace")
         return b"application/json", msgspec.json.encode(self.native())
@@ -69,6 +87,11 @@ class Refusal(Exception):
                 "http_status_code": self.status,
             }
         }
+
+    def anthropic(self) -> dict[str, object]:
+        """Anthropic's shape."""
+        kind = ANTHROPIC_TYPES.get(self.status, "invalid_request_error" if self.status < 424 else "api_error")
+        return {"type": "error", "error": {"type": kind, "message": self.message}}
 
 
 def invalid(text: str, param: str | None = None) -> Refusal:
