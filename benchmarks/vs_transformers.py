@@ -49,7 +49,7 @@ def prompts(rows: int, length: int, seed: int) -> list[list[int]]:
     return [[rng.randrange(1000, SHAPE["vocab_size"] - 1000) for _ in range(length)] for _ in range(rows)]
 
 
-def serve_penstock(model: str, dtype: str) -> None:
+def serve_penstock(model: str, dtype: str, quantize: str) -> None:
     from penstock.devices.threads import bind_threads
 
     bind_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -58,7 +58,7 @@ def serve_penstock(model: str, dtype: str) -> None:
     from penstock.engine.request import EngineRequest
 
     engine = EngineLoop.load(
-        EngineConfig(model, dtype=dtype, prefix_caching=False),
+        EngineConfig(model, dtype=dtype, quantize=quantize, prefix_caching=False),
         lambda stage: print(f"penstock: {stage.name}: {stage.text} ({stage.seconds:.1f} s)", file=sys.stderr),
     )
 
@@ -74,7 +74,7 @@ def serve_penstock(model: str, dtype: str) -> None:
     answer(run)
 
 
-def serve_transformers(model: str, dtype: str) -> None:
+def serve_transformers(model: str, dtype: str, _quantize: str) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -102,11 +102,12 @@ def answer(run: Any) -> None:
         print(json.dumps({"seconds": seconds, "tokens": tokens, "first": [row[0] for row in out]}), flush=True)
 
 
-def start(engine: str, model: Path, dtype: str, threads: int) -> subprocess.Popen[str]:
+def start(engine: str, model: Path, dtype: str, quantize: str, threads: int) -> subprocess.Popen[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
     if engine == "transformers":  # bound as well: the difference shall not be the binding
         environment.update(OMP_PROC_BIND="true", OMP_PLACES="cores")
-    command = [sys.executable, __file__, "--engine", engine, "--model", str(model), "--dtype", dtype]
+    command = [sys.executable, __file__, "--engine", engine, "--model", str(model)]
+    command += ["--dtype", dtype, "--quantize", quantize]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
     assert process.stdout.readline().strip() == '"ready"', f"{engine} did not start"
@@ -127,6 +128,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--engine", choices=("penstock", "transformers"), help=argparse.SUPPRESS)
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--quantize", default="none", help="weights of penstock: none, int8 or int4")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--streams", default="1,32")
     parser.add_argument("--prompt", type=int, default=128)
@@ -134,11 +136,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args()
     if args.engine:
-        {"penstock": serve_penstock, "transformers": serve_transformers}[args.engine](str(args.model), args.dtype)
+        {"penstock": serve_penstock, "transformers": serve_transformers}[args.engine](
+            str(args.model), args.dtype, args.quantize
+        )
         return
     if not (args.model / "config.json").exists():
         make_checkpoint(args.model)
-    engines = {name: start(name, args.model, args.dtype, args.threads) for name in ("penstock", "transformers")}
+    engines = {
+        name: start(name, args.model, args.dtype, args.quantize, args.threads) for name in ("penstock", "transformers")
+    }
     for streams in map(int, args.streams.split(",")):
         rates: dict[str, list[float]] = {name: [] for name in engines}
         for round_number in range(args.rounds + 1):  # the first warms up
@@ -151,7 +157,8 @@ def main() -> None:
         ratios = [ours / theirs for ours, theirs in zip(*rates.values(), strict=True)]
         medians = {name: statistics.median(values) for name, values in rates.items()}
         print(
-            f"{streams} streams, prompt {args.prompt}, new {args.new}, {args.dtype}, {args.threads} threads: "
+            f"{streams} streams, prompt {args.prompt}, new {args.new}, {args.dtype}, weights {args.quantize}, "
+            f"{args.threads} threads: "
             + ", ".join(f"{name} {value:.1f} tokens/s" for name, value in medians.items())
             + f", ratio {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}, {args.rounds} rounds)",
             flush=True,

@@ -35,7 +35,7 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[s
 @needs_compiler
 @pytest.mark.parametrize("level", LEVELS)
 def test_every_level_matches_the_twins(level: str) -> None:
-    done = python("-m", "tests.kernels.compare", "150", PENSTOCK_CPU_KERNELS=level, OMP_NUM_THREADS="2")
+    done = python("-m", "tests.kernels.compare", "60", PENSTOCK_CPU_KERNELS=level, OMP_NUM_THREADS="2")
     assert done.returncode == 0, done.stderr[-1500:]
     assert f"libpenstock_cpu_{level}.so" in done.stdout
 
@@ -52,7 +52,7 @@ def test_no_kernel_leaves_its_bounds(tmp_path: Path) -> None:
         subprocess.run(command, check=True, capture_output=True, timeout=240)
     found = subprocess.run(["c++", "-print-file-name=libasan.so"], check=True, capture_output=True, text=True)
     done = python(
-        *("-m", "tests.kernels.compare", "60"),
+        *("-m", "tests.kernels.compare", "30"),
         PENSTOCK_CPU_KERNELS=str(tmp_path / f"lib{target}.so"),
         LD_PRELOAD=found.stdout.strip(),
         ASAN_OPTIONS="detect_leaks=0",  # the interpreter's own
