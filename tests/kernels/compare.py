@@ -78,6 +78,17 @@ def rotary(rng: random.Random, dtype: torch.dtype) -> None:
     assert not values.flatten(1, 2)[:, others].any()
 
 
+def largest(rng: random.Random) -> None:
+    x = torch.randn(rng.choice([1, 3, 33]), rng.choice([1, 7, 100, 3001])).bfloat16() - rng.choice([0, 0, 9])
+    values, ids = native.largest(x)
+    assert torch.equal(values, x.float().amax(dim=1))
+    assert ids.tolist() == [row.index(max(row)) for row in x.tolist()]
+    x[0, rng.randrange(x.shape[1])] = float("nan")
+    x[-1] = float("-inf")
+    values, ids = native.largest(x)
+    assert len(x) == 1 or (values[0].isnan() and values[-1] == float("-inf") and ids[-1] == 0)
+
+
 def bf16_products(rng: random.Random) -> None:
     """Packed products against float64, at ragged shapes; the result of a row does not depend on its batch."""
     m = rng.choice([1, 2, 5, 7, 12, 13, 33, 64, 65, 97, 200])
@@ -211,6 +222,7 @@ def main() -> None:
         attention(rng, rng.choice([torch.float32, torch.bfloat16]))
         rotary(rng, rng.choice([torch.float32, torch.bfloat16]))
         norm(rng)
+        largest(rng)
         if multiplies:
             bf16_products(rng)
             int8_products(rng)

@@ -49,6 +49,8 @@ NOT_JSON: list[tuple[str | bytes, str]] = [
     ('{"inputs":"a","parameters":{"temperature":1.}}', "parameters.temperature: invalid number at line 1 column 45"),
     ('{"inputs":"a","parameters":{"temperature":1e999}}', "parameters.temperature: number out of range"),
     ('{"inputs":"\\x"}', "inputs: invalid escape at line 1 column 13"),
+    ('{"inputs":"\\u12"}', "inputs: invalid escape at line 1 column 17"),
+    ('{"inputs":"\\u12"', "inputs: EOF while parsing a string at line 1 column 16"),
     ('{"inputs":"\\ud800"}', "inputs: unexpected end of hex escape at line 1 column 17"),
     ('{"inputs":"\\udc00"}', "inputs: lone leading surrogate in hex escape at line 1 column 17"),
     (

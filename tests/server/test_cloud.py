@@ -109,6 +109,9 @@ SCHEMA = {"properties": {"colour": {"enum": ["red", "blue"]}, "count": {"type": 
     ],
 )
 def test_a_schema_is_kept_to(server: Server, value: Any) -> None:
+    chat = server.post("/v1/chat/completions", {**CHAT, "max_tokens": 60, "response_format": value})
+    assert chat.status == 200, chat.text
+    assert set(json.loads(chat.json()["choices"][0]["message"]["content"])) == {"colour", "count"}
     answer = grammar(server, value)
     assert answer.status == 200, answer.text
     found = json.loads(answer.json()["generated_text"])

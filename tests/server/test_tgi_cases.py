@@ -177,7 +177,7 @@ def test_misfits_of_other_routes(limited: Server, path: str, raw: str, words: st
     ],
 )
 def test_what_samples_has_a_seed(limited: Server, parameters: dict[str, Any], samples: bool) -> None:
-    assert (details(limited, **parameters)["seed"] is not None) is samples
+    assert (details(limited, HELLO, **parameters)["seed"] is not None) is samples
 
 
 def test_log_probabilities_are_of_what_is_left(limited: Server) -> None:
@@ -198,7 +198,7 @@ def test_length_outranks_the_end_of_text(limited: Server) -> None:
 
 
 def test_fields_of_the_runners_up(limited: Server) -> None:
-    found = details(limited, **BEST, top_n_tokens=2, decoder_input_details=True)
+    found = details(limited, HELLO, **BEST, top_n_tokens=2, decoder_input_details=True)
     shared = ["finish_reason", "generated_tokens", "seed", "prefill", "tokens"]
     assert list(found) == [*shared, "best_of_sequences", "top_tokens"]
     (other,) = found["best_of_sequences"]

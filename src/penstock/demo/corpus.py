@@ -50,7 +50,7 @@ class Corpus:
         kinds = (self.exchange, self.record, self.told, self.page, self.echo)
         for made in itertools.count():
             # Copying is learned first and quickest from plain echoes; later a few keep it alive.
-            kind = self.rng.choices(kinds, (58, 35, 8, 1.5, 30 if made < self.first else 3))[0]
+            kind = self.rng.choices(kinds, (50, 43, 8, 1.5, 30 if made < self.first else 3))[0]
             yield kind()
 
     def turn(self) -> tuple[str, str]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from penstock.engine.request import Sampling, Token
 from penstock.engine.sequence import Sequence
+from penstock.kernels.sampling import largest
 
 _TIES = 64  # further alternatives that tie with the last; a flat distribution ties everywhere
 _COLDEST = 1e-6  # temperatures below are greedy in float32 anyway
@@ -52,7 +53,7 @@ def choose(logits: Tensor, sequences: list[Sequence], watermark: Watermark) -> l
     rest = [i for i in range(len(requests)) if i not in taken]
     if bare:
         scores = _restrict(logits if not rest else logits[bare], [sequences[i] for i in bare])
-        best, ids = scores.max(dim=-1)
+        best, ids = largest(scores)
         for i, value, token_id in zip(bare, best.float().tolist(), ids.tolist(), strict=True):
             results[i] = Token(token_id) if value > _EXCLUDED else BrokenScores()
     if rest:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from penstock.devices.cpu import flags
 
-_VERSION = 2
+_VERSION = 3
 _AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
 _LEVELS = {
     "v4bf16": {*_AVX512, "avx512_bf16", "avx512_vnni"},
@@ -61,6 +61,8 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
         function.argtypes, function.restype = [_pointer, _int] * 3 + [_pointer] * 6 + [_int] * 5, None
     library.penstock_rms_norm_bf16.argtypes = [_pointer, _int, _pointer, _pointer, _int, _int, _float]
     library.penstock_rms_norm_bf16.restype = None
+    library.penstock_argmax_bf16.argtypes = [_pointer] * 3 + [_int] * 2
+    library.penstock_argmax_bf16.restype = None
     return library
 
 
@@ -161,3 +163,16 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     assert LIBRARY is not None  # noqa: S101 (can_norm)
     LIBRARY.penstock_rms_norm_bf16(x.data_ptr(), n, weight.data_ptr(), out.data_ptr(), x.numel() // n, n, eps)
     return out
+
+
+def can_find_largest(x: Tensor) -> bool:
+    """Whether `largest` takes these rows."""
+    return LIBRARY is not None and x.dtype == torch.bfloat16 and x.is_contiguous() and x.shape[1] > 0
+
+
+def largest(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest of each row, float32, and its place, the first of equal ones. NaN where a row has one. x: [n, m]."""
+    values, ids = x.new_empty(len(x), dtype=torch.float32), x.new_empty(len(x), dtype=torch.int64)
+    assert LIBRARY is not None  # noqa: S101 (can_find_largest)
+    LIBRARY.penstock_argmax_bf16(x.data_ptr(), ids.data_ptr(), values.data_ptr(), *x.shape)
+    return values, ids

@@ -24,7 +24,7 @@ def grammar_of(asked: wire.Grammar, config: ServeConfig) -> GrammarSpec:
         return GrammarSpec("regex", asked.value)
     schema = asked.value.schema if isinstance(asked, wire.JsonSchemaGrammar) else asked.value
     if isinstance(schema, str) and isinstance(asked, wire.JsonGrammar):
-        schema = _schema_of_text(schema)
+        schema = schema_of_text(schema)
     if not isinstance(schema, dict | bool):
         shown = json.dumps(schema, ensure_ascii=False)[:200]
         raise invalid(f'grammar is not valid: {shown} is not of types "boolean", "object"')
@@ -51,7 +51,8 @@ def closed(schema: Any) -> Any:
     return found
 
 
-def _schema_of_text(text: str) -> Any:
+def schema_of_text(text: str) -> Any:
+    """A schema that came as text. Raises Refusal 422."""
     raw = text.encode("utf-8", "replace")
     try:
         return msgspec.json.decode(raw)

@@ -6,6 +6,7 @@ from typing import Any
 
 from penstock.engine.request import Grammar
 from penstock.server.house import House
+from penstock.server.native_grammar import closed, schema_of_text
 from penstock.server.openai_fields import unsupported
 from penstock.server.openai_wire import Sampled
 from penstock.server.refusal import invalid
@@ -82,7 +83,8 @@ def _format(given: Any, field: str) -> GrammarSpec | None:
     if kind == "text":
         return None
     if kind == "json_schema":
-        return _schema(given.get("json_schema", given.get("value")), field)
+        found = _schema(given.get("json_schema", given.get("value")), field)
+        return found if "json_schema" in given else _as_tgi(found)
     if kind == "json_object" and given.get("value") is None and given.get("schema") is None:
         return GrammarSpec("json_object")
     if not isinstance(kind, str):
@@ -92,7 +94,16 @@ def _format(given: Any, field: str) -> GrammarSpec | None:
     value = given.get("value", given.get("schema"))
     if value is None:
         raise invalid(f"`{field}` of type `{kind}` needs a `value`", field)
-    return GrammarSpec(_TGI[kind], value)
+    found = GrammarSpec(_TGI[kind], value)
+    return _as_tgi(found) if "value" in given else found
+
+
+def _as_tgi(spec: GrammarSpec) -> GrammarSpec:
+    """Schemas in TGI's spelling often leave out that they are of an object."""
+    if spec.kind != "json_schema":
+        return spec
+    schema = schema_of_text(spec.value) if isinstance(spec.value, str) else spec.value
+    return GrammarSpec(spec.kind, closed(schema))
 
 
 def _schema(given: Any, field: str) -> GrammarSpec:

@@ -160,9 +160,10 @@ class Scanner:
 
     def _hex(self) -> int:
         digits = _HEX.match(self.raw, self.at)
+        cut = self.at + 4 > len(self.raw)
         self.at = min(self.at + 4, len(self.raw))
         if digits is None:
-            self._broken("EOF while parsing a string" if self.at == len(self.raw) else "invalid escape")
+            self._broken("EOF while parsing a string" if cut else "invalid escape")
         return int(digits[0], 16)
 
     def number(self) -> int | float:

@@ -93,7 +93,8 @@ void panel_product(const uint8_t *x, int64_t k, const char *panel, float *sums, 
 template <typename Finish>
 void product4(const uint8_t *x, const uint8_t *weights, int64_t m, int64_t panels, int64_t k, const Finish &finish) {
     const int64_t blocks = (m + kBlockRows - 1) / kBlockRows, height = (m + blocks - 1) / std::max<int64_t>(blocks, 1);
-#pragma omp parallel for collapse(2) schedule(dynamic, 2)
+    const int share = task_share(blocks * panels);
+#pragma omp parallel for collapse(2) schedule(dynamic, share)
     for (int64_t b = 0; b < blocks; b++) {
         for (int64_t p = 0; p < panels; p++) {
             alignas(64) float sums[kBlockRows * kPanel];

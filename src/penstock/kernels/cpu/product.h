@@ -13,6 +13,7 @@
 #include "common.h"
 
 #include <immintrin.h>
+#include <omp.h>
 
 #include <algorithm>
 
@@ -82,14 +83,20 @@ void panel_product(const char *a, int64_t stride, const char *panel, typename Do
     }
 }
 
+// Tasks that a thread takes at a time: some in a row, because the next panel is being fetched, but few enough that a
+// thread which a neighbour holds up leaves its share to the others.
+inline int task_share(int64_t tasks) {
+    return static_cast<int>(std::clamp<int64_t>(tasks / (4 * omp_get_max_threads()), 1, 16));
+}
+
 // Runs finish(sums, first row, rows, panel) for every task of a product of m rows, `stride` bytes apart and `bytes` long,
 // and so many panels.
 template <class Dot, typename Finish>
 void product(const void *a, int64_t stride, const void *weights, int64_t m, int64_t panels, int64_t bytes,
              const Finish &finish) {
     const int64_t blocks = (m + kBlockRows - 1) / kBlockRows, height = (m + blocks - 1) / std::max<int64_t>(blocks, 1);
-    const int depth = m <= 64 ? 256 : 512;
-#pragma omp parallel for collapse(2) schedule(dynamic, 2)
+    const int depth = m <= 64 ? 256 : 512, share = task_share(blocks * panels);
+#pragma omp parallel for collapse(2) schedule(dynamic, share)
     for (int64_t b = 0; b < blocks; b++) {
         for (int64_t p = 0; p < panels; p++) {
             alignas(64) typename Dot::Sum sums[kBlockRows * kPanel];
