@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.text.answer import AnswerParser, Event, joined, whole
+from penstock.text.answer import AnswerParser, joined, whole
+from penstock.text.answer_events import Event
 from penstock.text.reasoning import ReasoningSplitter, ThinkTags, think_tags
 
 THINK = ThinkTags("<think>", "</think>")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from penstock.text.tools import MAX_TOOLS, InvalidTools, Tool, ToolChoice, read_choice, read_tools
+from penstock.text.tools_definitions import MAX_TOOLS, InvalidTools, Tool, ToolChoice, read_choice, read_tools
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 EMPTY = {"type": "object", "properties": {}}

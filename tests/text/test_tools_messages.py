@@ -11,8 +11,7 @@ import pytest
 
 from penstock.text.answer import AnswerParser, whole
 from penstock.text.chat_template import ChatTemplate
-from penstock.text.tools import plan_tools
-from penstock.text.tools_messages import conversation
+from penstock.text.tools import conversation, plan_tools
 
 from .chat_templates import ALL, CHATML, GEMMA, HERMES, LLAMA3, MISTRAL, QWEN3, QWEN25
 from .made import BYTE_LEVEL

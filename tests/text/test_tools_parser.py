@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.text.answer import AnswerParser, Call, CallArguments, CallStart, Content, Event, joined, whole
+from penstock.text.answer import AnswerParser, Call, joined, whole
+from penstock.text.answer_events import CallArguments, CallStart, Content, Event
 from penstock.text.reasoning import ReasoningSplitter, ThinkTags
 from penstock.text.tools_format import GENERIC, HERMES, LLAMA3, MISTRAL, MISTRAL_ARGS, ToolFormat
 from penstock.text.tools_parser import MAX_HELD, ToolParser

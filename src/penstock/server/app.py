@@ -73,7 +73,8 @@ class App:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive, send)
-        with journal.entry(exchange, scope.get("penstock.key_name", ""), self._house.tracer):
+        tracer = self._house.tracer
+        with journal.entry(exchange, scope.get("penstock.key_name", ""), tracer.record if tracer else None):
             await self._answer_or_refuse(exchange)
 
     async def _answer_or_refuse(self, exchange: Exchange) -> None:

@@ -15,8 +15,8 @@ from penstock.engine.request import EngineRequest, SequenceOutput
 from penstock.engine.request import Token as EngineToken
 from penstock.server.f32 import shortest
 from penstock.server.house import House
-from penstock.server.metrics import Timings
 from penstock.server.refusal import generation_failed, incomplete, invalid, unhealthy
+from penstock.server.timings import Timings
 from penstock.text.stream import TextStream
 from penstock.text.tokenizer import Tokenizer
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from penstock.server.exchange import Exchange
-
-if TYPE_CHECKING:
-    from penstock.server.metrics import Timings
-    from penstock.server.tracing import Tracer
+from penstock.server.timings import Timings
 
 log = logging.getLogger("penstock.request")
 MAX_PATH = 200  # characters of a path in the log
@@ -81,8 +78,8 @@ _current: ContextVar[Entry | None] = ContextVar("entry", default=None)
 
 
 @contextmanager
-def entry(exchange: Exchange, key_name: str = "", tracer: Tracer | None = None) -> Iterator[None]:
-    """Keep a request's record, and write it when the request is over."""
+def entry(exchange: Exchange, key_name: str = "", keep: Callable[[Entry], None] | None = None) -> Iterator[None]:
+    """Make a request's record, and write it when the request is over; `keep` gets it too."""
     made = Entry(exchange, key_name)
     token = _current.set(made)
     try:
@@ -96,8 +93,8 @@ def entry(exchange: Exchange, key_name: str = "", tracer: Tracer | None = None) 
         if log.isEnabledFor(level):
             message = "Failure" if exchange.status >= 400 or exchange.failure else "Success"
             log.log(level, message, extra={"fields": made.fields()})
-        if tracer is not None and not quiet:
-            tracer.record(made)
+        if keep is not None and not quiet:
+            keep(made)
 
 
 def submitted(prompt_tokens: int) -> None:

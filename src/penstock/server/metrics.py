@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prometheus_client import (
@@ -20,6 +19,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from penstock.server import journal
+from penstock.server.timings import Timings
 
 if TYPE_CHECKING:
     from penstock.engine.client import EngineClient
@@ -33,17 +33,6 @@ _TOTAL = re.compile(rb"^((?:# (?:HELP|TYPE) )?tgi_\w+?)_total\b", re.MULTILINE)
 
 def _lengths(largest: int) -> list[float]:
     return [largest * n / 100 for n in range(1, 101)]
-
-
-@dataclass(slots=True)
-class Timings:
-    """Moments on the monotonic clock, in seconds; None until they come."""
-
-    arrived: float
-    submitted: float | None = None
-    started: float | None = None  # first computed on, after the queue
-    first: float | None = None
-    last: float | None = None
 
 
 class Metrics:

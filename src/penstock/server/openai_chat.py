@@ -23,7 +23,8 @@ from penstock.server.openai_runs import Step
 from penstock.server.openai_sampling import answers
 from penstock.server.openai_turn import Turn, Voice, begin
 from penstock.server.openai_wire import ChatRequest, StreamOptions
-from penstock.text.answer import CallArguments, CallStart, Content, Event, Reasoning, whole
+from penstock.text.answer import whole
+from penstock.text.answer_events import CallArguments, CallStart, Content, Event, Reasoning
 
 FINGERPRINT = f"{__version__}-native"
 _MARK = "\0text"  # where a token's text goes in an encoded chunk

@@ -19,12 +19,13 @@ from penstock.server.openai_grammar import compiled, wanted
 from penstock.server.openai_runs import Runs
 from penstock.server.openai_sampling import Order, alternatives, answers, order
 from penstock.server.refusal import Refusal, invalid, template_error
-from penstock.text.answer import AnswerParser, Content, Event
+from penstock.text.answer import AnswerParser
+from penstock.text.answer_events import Content, Event
 from penstock.text.grammar import GrammarSpec
 from penstock.text.reasoning import ReasoningSplitter, ThinkTags
-from penstock.text.tools import InvalidTools, ToolPlan, plan_tools
+from penstock.text.tools import ToolPlan, conversation, plan_tools
+from penstock.text.tools_definitions import InvalidTools
 from penstock.text.tools_format import shown_ids
-from penstock.text.tools_messages import conversation
 
 FINISH = {"length": "length", "eos_token": "stop", "stop_sequence": "stop"}
 _MEDIA = (wire.ImagePart, wire.AudioPart, wire.VideoPart, wire.FilePart)

@@ -11,9 +11,13 @@ import msgspec
 
 from penstock import __version__
 from penstock.server.exchange import JSON_TYPE, Exchange
+from penstock.server.native_operations import NATIVE
 from penstock.server.native_wire import ErrorResponse
-from penstock.server.operations import EVENTS, JSON, TEXT, Operation, all_operations
+from penstock.server.openai_operations import OPENAI
+from penstock.server.operations import EVENTS, JSON, TEXT, Operation
 from penstock.server.page import policy
+
+OPERATIONS = (*NATIVE, *OPENAI)  # the whole table
 
 _DESCRIPTIONS = {
     303: "Leads elsewhere",
@@ -64,7 +68,7 @@ class Documents:
 @cache
 def encoded() -> bytes:
     """The document as JSON."""
-    return msgspec.json.encode(document(list(all_operations())))
+    return msgspec.json.encode(document(list(OPERATIONS)))
 
 
 def document(operations: list[Operation]) -> dict[str, Any]:

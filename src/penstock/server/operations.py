@@ -1,11 +1,10 @@
-"""The table of operations: every path and method with the types that go in and come out.
+"""One operation of the API: a path and a method with the types that go in and come out.
 
-`openapi.py` makes the OpenAPI document of it. Each family of routes has its part of the table beside its types.
+Each family of routes has its part of the table beside its types; `openapi.py` makes the OpenAPI document of the whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -43,12 +42,3 @@ class Operation:
     def statuses(self) -> tuple[int, ...]:
         """The statuses of its errors."""
         return POST_ERRORS if self.method == "post" else GET_ERRORS
-
-
-def all_operations() -> Iterator[Operation]:
-    """The whole table."""
-    from penstock.server.native_operations import NATIVE
-    from penstock.server.openai_operations import OPENAI
-
-    yield from NATIVE
-    yield from OPENAI

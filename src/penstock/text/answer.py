@@ -8,45 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from penstock.text.reasoning import ReasoningSplitter
-    from penstock.text.tools_parser import ToolParser
-
-
-@dataclass(frozen=True, slots=True)
-class Content:
-    """Some of the answer's text."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Reasoning:
-    """Some of what the model thought before."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class CallStart:
-    """A tool call begins. index: 0 for the first of the answer; the arguments follow."""
-
-    index: int
-    id: str
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class CallArguments:
-    """Some of the JSON text of a call's arguments."""
-
-    index: int
-    text: str
-
-
-Event = Content | Reasoning | CallStart | CallArguments
+from penstock.text.answer_events import CallArguments, CallStart, Content, Event, Reasoning
+from penstock.text.reasoning import ReasoningSplitter
+from penstock.text.tools_parser import ToolParser
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from penstock.text.answer import Content, Event, Reasoning
+from penstock.text.answer_events import Content, Event, Reasoning
 
 _SPACE = " \t\r\n"
 

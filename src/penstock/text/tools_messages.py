@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from penstock.text.chat_template import ChatTemplate
-    from penstock.text.tools import Tool, ToolPlan
+    from penstock.text.tools_definitions import Tool
 
 Messages = list[dict[str, Any]]
 
@@ -21,20 +21,6 @@ _HOW = (
 )
 _MAY = "Call functions only when they help; otherwise answer in plain words."
 _MUST = "Your answer has to be such a call."
-
-
-def conversation(messages: Sequence[Mapping[str, Any]], plan: ToolPlan | None, template: ChatTemplate) -> Messages:
-    """The messages to render for a request: as the template wants them, with what has to be said about its tools."""
-    ready = template_messages(messages, template)
-    if plan is not None:
-        ready = plan.messages(ready)
-    elif not template.tool_format.native:
-        ready = plain_messages(ready)
-    if template.wants_parts:
-        for message in ready:
-            if isinstance(message.get("content"), str):
-                message["content"] = [{"type": "text", "text": message["content"]}]
-    return ready
 
 
 def template_messages(messages: Sequence[Mapping[str, Any]], template: ChatTemplate) -> Messages:

@@ -7,7 +7,7 @@ import secrets
 import string
 from collections.abc import Callable, Collection
 
-from penstock.text.answer import CallArguments, CallStart, Content, Event
+from penstock.text.answer_events import CallArguments, CallStart, Content, Event
 from penstock.text.reasoning import overlap
 from penstock.text.tools_format import ARGS, CALL_ID, ToolFormat
 from penstock.text.tools_json import CallObject, JsonValue
