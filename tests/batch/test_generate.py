@@ -220,7 +220,7 @@ def test_an_interrupt_keeps_what_is_done(
 
 
 def test_ctrl_c_while_the_model_loads(tiny_llama: Path, tmp_path: Path) -> None:
-    args = [*long_run(tiny_llama, tmp_path), "-o", str(tmp_path / "o.jsonl")]
+    args = [*long_run(tiny_llama, tmp_path, rows=5000), "-o", str(tmp_path / "o.jsonl")]
     for seconds in (0.0, 0.15, 0.3, 0.6):
         (tmp_path / "o.jsonl").unlink(missing_ok=True)
         process = subprocess.Popen(command(*args), env=environment(tmp_path), stderr=subprocess.PIPE)

@@ -159,8 +159,15 @@ def test_ctrl_c_ends_the_answer_and_ctrl_d_the_chat(tiny_llama: Path, tmp_path: 
     limits = ("--max-new-tokens", "15000", "--threads", "1", "--max-batch-size", "1", "--max-total-tokens", "16000")
     terminal = Terminal("chat", patient, *limits, home=tmp_path)
     terminal.wait_for("> ")
-    time.sleep(0.3)  # a key that arrives while Python still sets up its line editor is not seen before the next key
-    terminal.type("\x03")
+    for _ in range(10):  # a key that comes while Python still sets up its line editor is not seen before the next key
+        terminal.type("\x03")
+        until = time.monotonic() + 2
+        while "> " not in terminal.unread and time.monotonic() < until:
+            terminal.read(0.1)
+        if "> " in terminal.unread:
+            break
+    while terminal.read(0.5):  # a prompt for each of them
+        pass
     terminal.wait_for("> ")
     for question in ("the quick brown fox", "seven wizards"):
         terminal.type(f"{question}\n")
