@@ -81,7 +81,7 @@ void panel_product(const uint8_t *x, int64_t k, const char *panel, float *sums, 
         const char *next = panel + 3 * kGroupBytes;
         for (int t = 0, done = 0; t < tiles; t++) {
             const int count = (rows - done + tiles - t - 1) / (tiles - t);  // tiles of like size
-            auto *chosen = t > 1 || (t > 0 && tiles == 1) ? tile_of<0> : tiles == 1 ? tile_of<3> : tile_of<2>;
+            auto *chosen = t > 1 ? tile_of<0> : tiles == 1 ? tile_of<3> : tile_of<2>;
             chosen(count, x + done * k + group * kGroup, k, weights, scales, sums + done * kPanel, group == 0,
                    next + t * kQuads * 2 * 64);
             done += count;
@@ -173,8 +173,6 @@ float best_scale(const float *w) {
 using namespace penstock;
 
 extern "C" {
-
-int64_t penstock_int4_group() { return kGroup; }
 
 // weight: [n, k] contiguous bfloat16, k a multiple of the group, quantized into columns [offset, offset + width) of the
 // panels of `out`: 64 wide alone, or two matrices of 32 side by side. out: [panels][k / group][kGroupBytes], zeroed.
