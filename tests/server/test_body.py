@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from penstock.server.body import parse
-from penstock.server.native_wire import CompatGenerateRequest, GenerateRequest
+from penstock.server.native.wire import CompatGenerateRequest, GenerateRequest
 from penstock.server.refusal import Refusal
 from penstock.server.serde import judge
 

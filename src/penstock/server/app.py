@@ -6,18 +6,18 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from penstock.server import journal
-from penstock.server.anthropic_messages import Messages
+from penstock.server.anthropic.messages import Messages
 from penstock.server.exchange import ClientLeft, Exchange, Receive, Scope, Send
 from penstock.server.house import House
-from penstock.server.native import Native
-from penstock.server.native_cloud import Cloud
-from penstock.server.openai_chat import Chat
-from penstock.server.openai_completions import Completions
-from penstock.server.openai_embeddings import Embeddings
-from penstock.server.openai_models import PREFIX as MODEL_PREFIX
-from penstock.server.openai_models import Models
-from penstock.server.openai_responses import Responses
-from penstock.server.openai_tokens import TokenRoutes
+from penstock.server.native.cloud import Cloud
+from penstock.server.native.generate import Native
+from penstock.server.openai.chat import Chat
+from penstock.server.openai.completions import Completions
+from penstock.server.openai.embeddings import Embeddings
+from penstock.server.openai.models import PREFIX as MODEL_PREFIX
+from penstock.server.openai.models import Models
+from penstock.server.openai.responses import Responses
+from penstock.server.openai.tokens import TokenRoutes
 from penstock.server.openapi import Documents
 from penstock.server.page import Page
 from penstock.server.refusal import Refusal, draining, internal

@@ -11,9 +11,9 @@ import msgspec
 
 from penstock import __version__
 from penstock.server.exchange import JSON_TYPE, Exchange
-from penstock.server.native_operations import NATIVE
-from penstock.server.native_wire import ErrorResponse
-from penstock.server.openai_operations import OPENAI
+from penstock.server.native.operations import NATIVE
+from penstock.server.native.wire import ErrorResponse
+from penstock.server.openai.operations import OPENAI
 from penstock.server.operations import EVENTS, JSON, TEXT, Operation
 from penstock.server.page import policy
 

@@ -6,7 +6,7 @@ from penstock import __version__
 from penstock.server.exchange import Exchange
 from penstock.server.house import House
 from penstock.server.metrics import CONTENT_TYPE
-from penstock.server.native_wire import Info
+from penstock.server.native.wire import Info
 from penstock.server.refusal import unhealthy
 
 

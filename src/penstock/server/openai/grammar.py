@@ -6,9 +6,9 @@ from typing import Any
 
 from penstock.engine.request import Grammar
 from penstock.server.house import House
-from penstock.server.native_grammar import closed, schema_of_text
-from penstock.server.openai_fields import unsupported
-from penstock.server.openai_wire import Sampled
+from penstock.server.native.grammar import closed, schema_of_text
+from penstock.server.openai.fields import unsupported
+from penstock.server.openai.wire import Sampled
 from penstock.server.refusal import invalid
 from penstock.text.grammar import GrammarRefused, GrammarSpec, Kind
 

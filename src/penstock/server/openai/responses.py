@@ -6,17 +6,17 @@ import secrets
 import time
 from typing import Any
 
-from penstock.server import openai_responses_wire as wire
 from penstock.server.body import check_range, parse
 from penstock.server.exchange import DONE, Exchange
 from penstock.server.house import House
-from penstock.server.openai_fields import Neutral, look_over, unsupported
-from penstock.server.openai_logprobs import of_chat
-from penstock.server.openai_models import check_model
-from penstock.server.openai_responses_events import Narrator
-from penstock.server.openai_responses_input import messages_of
-from penstock.server.openai_turn import Turn, begin
-from penstock.server.openai_wire import ChatRequest, Sampled
+from penstock.server.openai import responses_wire as wire
+from penstock.server.openai.fields import Neutral, look_over, unsupported
+from penstock.server.openai.logprobs import of_chat
+from penstock.server.openai.models import check_model
+from penstock.server.openai.responses_events import Narrator
+from penstock.server.openai.responses_input import messages_of
+from penstock.server.openai.turn import Turn, begin
+from penstock.server.openai.wire import ChatRequest, Sampled
 from penstock.server.refusal import Refusal, invalid
 
 LOGPROBS = "message.output_text.logprobs"  # an entry of `include`

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from penstock.server.anthropic_wire import CountRequest, Message, MessagesRequest
-from penstock.server.openai_answers import ChatChunk, ChatCompletion, TextChunk, TextCompletion
-from penstock.server.openai_embeddings import EmbeddingList, EmbeddingRequest
-from penstock.server.openai_models import Model
-from penstock.server.openai_responses_wire import ResponsesRequest
-from penstock.server.openai_tokens import Detokenize, TokenizerInfo
-from penstock.server.openai_wire import ChatRequest, CompletionRequest
+from penstock.server.anthropic.wire import CountRequest, Message, MessagesRequest
+from penstock.server.openai.answers import ChatChunk, ChatCompletion, TextChunk, TextCompletion
+from penstock.server.openai.embeddings import EmbeddingList, EmbeddingRequest
+from penstock.server.openai.models import Model
+from penstock.server.openai.responses_wire import ResponsesRequest
+from penstock.server.openai.tokens import Detokenize, TokenizerInfo
+from penstock.server.openai.wire import ChatRequest, CompletionRequest
 from penstock.server.operations import Operation
 
 _OBJECT = dict[str, Any]  # of kinds that msgspec cannot describe

@@ -10,19 +10,19 @@ import msgspec
 from msgspec import UNSET
 
 from penstock import __version__
-from penstock.server import openai_answers as wire
 from penstock.server.body import parse
 from penstock.server.exchange import DONE, Exchange
 from penstock.server.generation import TokenEvent
 from penstock.server.house import House
-from penstock.server.native_answers import headers, stream_headers
-from penstock.server.openai_fields import look_over
-from penstock.server.openai_logprobs import of_chat
-from penstock.server.openai_models import check_model
-from penstock.server.openai_runs import Step
-from penstock.server.openai_sampling import answers
-from penstock.server.openai_turn import Turn, Voice, begin
-from penstock.server.openai_wire import ChatRequest, StreamOptions
+from penstock.server.native.answers import headers, stream_headers
+from penstock.server.openai import answers as wire
+from penstock.server.openai.fields import look_over
+from penstock.server.openai.logprobs import of_chat
+from penstock.server.openai.models import check_model
+from penstock.server.openai.runs import Step
+from penstock.server.openai.sampling import answers
+from penstock.server.openai.turn import Turn, Voice, begin
+from penstock.server.openai.wire import ChatRequest, StreamOptions
 from penstock.text.answer import whole
 from penstock.text.answer_events import CallArguments, CallStart, Content, Event, Reasoning
 

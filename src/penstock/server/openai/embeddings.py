@@ -21,9 +21,9 @@ from penstock.server.body import parse
 from penstock.server.exchange import Exchange
 from penstock.server.generation import Generation
 from penstock.server.house import House
-from penstock.server.openai_fields import look_over, unsupported
-from penstock.server.openai_models import check_model
-from penstock.server.openai_prompts import TextPrompt, read_prompts
+from penstock.server.openai.fields import look_over, unsupported
+from penstock.server.openai.models import check_model
+from penstock.server.openai.prompts import TextPrompt, read_prompts
 from penstock.server.refusal import Refusal, generation_failed, invalid
 from penstock.text.stream import TextStream
 

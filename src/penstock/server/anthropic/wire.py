@@ -8,7 +8,7 @@ import msgspec
 
 
 class AnthropicMessage(msgspec.Struct):
-    """A message; blocks are looked at in anthropic_input.py."""
+    """A message; blocks are looked at in input.py."""
 
     role: Literal["user", "assistant", "system"]
     content: str | list[dict[str, Any]]

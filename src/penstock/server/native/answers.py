@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 from msgspec import UNSET, UnsetType
 
-from penstock.server import native_wire as wire
 from penstock.server.exchange import Header
 from penstock.server.generation import Generation, TokenEvent
-from penstock.server.native_rules import Order
+from penstock.server.native import wire
+from penstock.server.native.rules import Order
 
 COMPUTE_TYPE = os.environ.get("COMPUTE_TYPE", "cpu+optimized").encode("latin-1", "replace")
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import msgspec
 
-from penstock.server import native_wire as wire
 from penstock.server.body import check_syntax, fits, parse, refusal
 from penstock.server.exchange import Exchange, Message
-from penstock.server.native import Native
-from penstock.server.openai_wire import ChatRequest, CompletionRequest
+from penstock.server.native import wire
+from penstock.server.native.generate import Native
+from penstock.server.openai.wire import ChatRequest, CompletionRequest
 from penstock.server.refusal import Refusal
 from penstock.server.serde import Complaint, complaint
 

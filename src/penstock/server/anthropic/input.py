@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from penstock.server.anthropic_wire import AnthropicMessage, CountRequest, MessagesRequest
-from penstock.server.openai_fields import unsupported
-from penstock.server.openai_wire import ChatMessage, ChatRequest, FunctionCall, ToolCall
+from penstock.server.anthropic.wire import AnthropicMessage, CountRequest, MessagesRequest
+from penstock.server.openai.fields import unsupported
+from penstock.server.openai.wire import ChatMessage, ChatRequest, FunctionCall, ToolCall
 from penstock.server.refusal import Refusal, invalid
 
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from penstock.server import openai_responses_wire as wire
+from penstock.server.openai import responses_wire as wire
 from penstock.text.answer_events import CallArguments, CallStart, Content, Event, Reasoning
 
 Sink = Callable[[bytes], None]

@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
-from penstock.server import native_wire as wire
 from penstock.server.config import ServeConfig
+from penstock.server.native import wire
 from penstock.server.refusal import invalid
 from penstock.server.serde import judge
 from penstock.text.grammar import GrammarSpec

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from penstock.server import anthropic_wire as wire
+from penstock.server.anthropic import wire
 from penstock.text.answer_events import CallArguments, CallStart, Content, Event, Reasoning
 
 Sink = Callable[[bytes], None]

@@ -9,9 +9,9 @@ import msgspec
 from penstock.server.body import parse
 from penstock.server.exchange import Exchange
 from penstock.server.house import House
-from penstock.server.openai_models import check_model
-from penstock.server.openai_turn import read_prompt
-from penstock.server.openai_wire import ChatRequest
+from penstock.server.openai.models import check_model
+from penstock.server.openai.turn import read_prompt
+from penstock.server.openai.wire import ChatRequest
 from penstock.server.refusal import invalid
 
 Route = Callable[[Exchange, bytes], Awaitable[None]]

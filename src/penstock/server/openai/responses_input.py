@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from penstock.server.openai_fields import unsupported
-from penstock.server.openai_wire import ChatMessage, FunctionCall, ToolCall
+from penstock.server.openai.fields import unsupported
+from penstock.server.openai.wire import ChatMessage, FunctionCall, ToolCall
 from penstock.server.refusal import Refusal, invalid
 
 _TEXTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}

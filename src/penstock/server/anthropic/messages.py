@@ -7,15 +7,15 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from penstock.server import anthropic_wire as wire
-from penstock.server.anthropic_events import Narrator
-from penstock.server.anthropic_input import chat_of
+from penstock.server.anthropic import wire
+from penstock.server.anthropic.events import Narrator
+from penstock.server.anthropic.input import chat_of
 from penstock.server.body import check_range, parse
 from penstock.server.exchange import Exchange
 from penstock.server.house import House
-from penstock.server.openai_fields import Neutral, look_over
-from penstock.server.openai_models import check_model
-from penstock.server.openai_turn import Turn, begin, read_prompt
+from penstock.server.openai.fields import Neutral, look_over
+from penstock.server.openai.models import check_model
+from penstock.server.openai.turn import Turn, begin, read_prompt
 from penstock.server.refusal import Refusal, invalid
 
 Body = TypeVar("Body", bound=wire.CountRequest)

@@ -7,22 +7,22 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from penstock.server import openai_answers as wire
 from penstock.server.body import parse
 from penstock.server.exchange import DONE, Exchange, Header
 from penstock.server.generation import TokenEvent
 from penstock.server.house import House
-from penstock.server.native_answers import COMPUTE_TYPE, headers
-from penstock.server.openai_chat import FINGERPRINT
-from penstock.server.openai_fields import look_over
-from penstock.server.openai_grammar import compiled, wanted
-from penstock.server.openai_logprobs import TextScores
-from penstock.server.openai_models import check_model
-from penstock.server.openai_prompts import TextPrompt, read_prompts
-from penstock.server.openai_runs import Runs
-from penstock.server.openai_sampling import Order, alternatives, answers, order
-from penstock.server.openai_turn import FINISH
-from penstock.server.openai_wire import CompletionRequest, StreamOptions
+from penstock.server.native.answers import COMPUTE_TYPE, headers
+from penstock.server.openai import answers as wire
+from penstock.server.openai.chat import FINGERPRINT
+from penstock.server.openai.fields import look_over
+from penstock.server.openai.grammar import compiled, wanted
+from penstock.server.openai.logprobs import TextScores
+from penstock.server.openai.models import check_model
+from penstock.server.openai.prompts import TextPrompt, read_prompts
+from penstock.server.openai.runs import Runs
+from penstock.server.openai.sampling import Order, alternatives, answers, order
+from penstock.server.openai.turn import FINISH
+from penstock.server.openai.wire import CompletionRequest, StreamOptions
 from penstock.server.refusal import Refusal, invalid
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from penstock.server import openai_answers as wire
 from penstock.server.f32 import shortest
 from penstock.server.generation import Generation, TokenEvent
+from penstock.server.openai import answers as wire
 from penstock.text.detokenizer import Detokenizer
 from penstock.text.tokenizer import Tokenizer
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from penstock.server import native_wire as wire
-from penstock.server.openai_tokens import TokenizeChat, TokenizeText
-from penstock.server.openai_wire import ChatRequest, CompletionRequest
+from penstock.server.native import wire
+from penstock.server.openai.tokens import TokenizeChat, TokenizeText
+from penstock.server.openai.wire import ChatRequest, CompletionRequest
 from penstock.server.operations import EVENTS, HTML, Operation
 
 _SHORT: dict[str, Any] = {"inputs": "Once upon a time", "parameters": {"max_new_tokens": 4}}

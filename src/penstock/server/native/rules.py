@@ -6,10 +6,10 @@ import secrets
 from dataclasses import dataclass
 
 from penstock.engine.request import Limits, Sampling
-from penstock.server import native_wire as wire
 from penstock.server.config import ServeConfig
 from penstock.server.f32 import rounded
-from penstock.server.native_wire import GenerateParameters, GenerateRequest
+from penstock.server.native import wire
+from penstock.server.native.wire import GenerateParameters, GenerateRequest
 from penstock.server.refusal import invalid
 
 

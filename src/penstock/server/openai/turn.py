@@ -10,14 +10,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from penstock.server import openai_wire as wire
 from penstock.server.exchange import Exchange
 from penstock.server.generation import Generation, TokenEvent
 from penstock.server.house import House
-from penstock.server.openai_fields import unsupported
-from penstock.server.openai_grammar import compiled, wanted
-from penstock.server.openai_runs import Runs
-from penstock.server.openai_sampling import Order, alternatives, answers, order
+from penstock.server.openai import wire
+from penstock.server.openai.fields import unsupported
+from penstock.server.openai.grammar import compiled, wanted
+from penstock.server.openai.runs import Runs
+from penstock.server.openai.sampling import Order, alternatives, answers, order
 from penstock.server.refusal import Refusal, invalid, template_error
 from penstock.text.answer import AnswerParser
 from penstock.text.answer_events import Content, Event

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import field
 
-from penstock.server.openai_wire import Sampled
+from penstock.server.openai.wire import Sampled
 
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
 

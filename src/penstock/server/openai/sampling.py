@@ -14,7 +14,7 @@ from penstock.server.exchange import Exchange
 from penstock.server.f32 import rounded
 from penstock.server.generation import Generation, nth
 from penstock.server.house import House
-from penstock.server.openai_wire import Sampled
+from penstock.server.openai.wire import Sampled
 from penstock.server.refusal import invalid
 from penstock.text.stream import TextStream
 

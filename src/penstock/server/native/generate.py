@@ -5,16 +5,14 @@ from __future__ import annotations
 import time
 
 from penstock.engine.request import EngineRequest, Grammar
-from penstock.server import native_answers as answers
-from penstock.server import native_rules as rules
-from penstock.server import native_wire as wire
 from penstock.server.body import parse
 from penstock.server.exchange import Exchange, Header
 from penstock.server.generation import Generation, collect_all, nth
 from penstock.server.house import House
-from penstock.server.native_grammar import grammar_of
-from penstock.server.openai_turn import read_prompt
-from penstock.server.openai_wire import ChatRequest
+from penstock.server.native import answers, rules, wire
+from penstock.server.native.grammar import grammar_of
+from penstock.server.openai.turn import read_prompt
+from penstock.server.openai.wire import ChatRequest
 from penstock.server.refusal import invalid
 from penstock.text.grammar import GrammarRefused
 from penstock.text.stream import TextStream

@@ -1,0 +1,1 @@
+"""OpenAI's routes, and what its clients ask for beside them."""
