@@ -19,10 +19,10 @@ from penstock.kernels.quantized_products import Int8Columns
 
 def load(weight: Tensor, bias: Tensor | None = None) -> Linear:
     """Quantize and pack a matrix [out, in]. The caller may drop the original afterwards."""
-    columns = products.quantize_columns(weight)
     if weight.dtype == torch.bfloat16 and products.can_multiply_int8(weight):
-        return Int8Panels(products.pack_int8(columns.values), columns.without_values(), bias)
-    return Int8Plain(columns, bias)
+        packed, (columns,) = products.pack_int8(weight)
+        return Int8Panels(packed, columns, bias)
+    return Int8Plain(*products.quantize_columns(weight), bias)
 
 
 def load_gated(
@@ -30,9 +30,8 @@ def load_gated(
 ) -> Gated:
     """Quantize and pack the two matrices [out, in] of a gated MLP. activation: one of ACTIVATIONS."""
     if gate.dtype == torch.bfloat16 and products.can_multiply_int8(gate) and activation in GATES:
-        first, second = products.quantize_columns(gate), products.quantize_columns(up)
-        packed = products.pack_int8(first.values, second.values)
-        return GatedInt8Panels(packed, first.without_values(), second.without_values(), gate_bias, up_bias, activation)
+        packed, (first, second) = products.pack_int8(gate, up)
+        return GatedInt8Panels(packed, first, second, gate_bias, up_bias, activation)
     return GatedPair(load(gate, gate_bias), load(up, up_bias), activation)
 
 
@@ -69,13 +68,14 @@ class GatedInt8Panels:
 class Int8Plain:
     """The twin for processors without the instruction: the same numbers, multiplied in the type of x; slow."""
 
-    columns: Int8Columns
+    values: Tensor  # [out, in] int8
+    scales: Tensor  # [out] float32
     bias: Tensor | None
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         scales = x.float().abs().amax(dim=1, keepdim=True) / 127
         rows = torch.round(x.float() / scales.clamp_min(1e-30))
-        y = (rows @ self.columns.values.float().T) * scales * self.columns.scales
+        y = (rows @ self.values.float().T) * scales * self.scales
         if self.bias is not None:
             y += self.bias.float()
         return (y if residual is None else y + residual.float()).to(x.dtype)

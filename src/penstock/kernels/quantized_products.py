@@ -5,20 +5,20 @@ Activations [T, in] get one scale a row as they come. Packing is that of `produc
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from penstock.devices.cpu import zeros_on_demand
-from penstock.kernels.products import GATES, INT, PANEL, POINTER, addresses, bind, dense_rows, pack_panels
+from penstock.kernels.products import GATES, INT, PANEL, POINTER, addresses, bind, dense_rows
 
 GROUP = 32  # inputs that share a scale in 4 bits
 _OFFSET = 128  # added to 8-bit activations, which the processor wants unsigned
 _GROUP_BYTES = PANEL * 2 + PANEL * GROUP // 2  # of a panel: scales, weights
 
 _quantize_rows = bind("penstock_quantize_rows_bf16", [POINTER, INT, *[POINTER] * 2, *[INT] * 2])
-_pack_int8 = bind("penstock_pack_int8", [POINTER] * 2 + [INT] * 4)
+_pack_int8 = bind("penstock_pack_int8", [POINTER] * 4 + [INT] * 4)
 _matmul_int8 = bind("penstock_matmul_int8", [*[POINTER] * 6, *[INT] * 3, *[POINTER] * 2])
 _gated_int8 = bind("penstock_gated_int8", [*[POINTER] * 8, *[INT] * 3, *[POINTER] * 2, INT])
 _pack_int4 = bind("penstock_pack_int4", [POINTER] * 3 + [INT] * 4)
@@ -28,26 +28,20 @@ _gated_int4 = bind("penstock_gated_int4", [*[POINTER] * 6, *[INT] * 3, *[POINTER
 
 @dataclass(frozen=True)
 class Int8Columns:
-    """An 8-bit matrix [out, in], each row of it (a column of the product) with its scale.
+    """What turns the sums of an 8-bit product into numbers. scales: [out] float32; offsets: [out] int32, 128 times the
+    sum of each row of the matrix [out, in] (a column of the product)."""
 
-    values: int8; scales: [out] float32; offsets: [out] int32, 128 times the sum of each row.
-    """
-
-    values: Tensor
     scales: Tensor
     offsets: Tensor
 
-    def without_values(self) -> Int8Columns:
-        """What stays beside the packed values."""
-        return replace(self, values=self.values.new_empty(0))
 
-
-def quantize_columns(weight: Tensor) -> Int8Columns:
-    """Each row of a matrix [out, in] to [-127, 127] times its own scale, to nearest."""
+def quantize_columns(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row of a matrix [out, in] to int8 in [-127, 127], to nearest, and its scale [out] float32."""
     wide = weight.float()
-    scales = wide.abs().amax(dim=1) / 127
-    values = (wide / scales.clamp_min(1e-30).unsqueeze(1)).round_().to(torch.int8)
-    return Int8Columns(values, scales, values.sum(dim=1, dtype=torch.int32) * _OFFSET)
+    top = wide.abs().amax(dim=1)
+    inverse = torch.where(top > 0, torch.full_like(top, 127) / top, 0)  # 127 / top multiplies by a rounded reciprocal
+    values = (wide * inverse.unsqueeze(1)).round_().to(torch.int8)
+    return values, top / 127
 
 
 def can_multiply_int8(weight: Tensor) -> bool:
@@ -55,9 +49,20 @@ def can_multiply_int8(weight: Tensor) -> bool:
     return _matmul_int8 is not None and weight.device.type == "cpu" and weight.shape[1] % 4 == 0
 
 
-def pack_int8(*weights: Tensor) -> Tensor:
-    """As `pack`, of the values of Int8Columns. Returns [panels, in / 4, 64, 4]."""
-    return pack_panels(_pack_int8, weights, 4)
+def pack_int8(*weights: Tensor) -> tuple[Tensor, tuple[Int8Columns, ...]]:
+    """Quantize matrices [out, in] of one shape, bfloat16, row by row, and pack them: as `pack`.
+
+    Returns [panels, in / 4, 64, 4] int8 and what belongs to the columns of each matrix.
+    """
+    n, k = weights[0].shape
+    width = PANEL // len(weights)
+    out = zeros_on_demand((-(-n // width), k // 4, PANEL, 4), torch.int8, huge=True)
+    columns = tuple(Int8Columns(torch.empty(n), torch.empty(n, dtype=torch.int32)) for _ in weights)
+    assert _pack_int8 is not None  # noqa: S101 (can_multiply_int8)
+    for i, (weight, column) in enumerate(zip(weights, columns, strict=True)):
+        rows = weight.contiguous()
+        _pack_int8(*addresses(rows, out, column.scales, column.offsets), n, k, i * width, width)
+    return out, columns
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,8 +77,8 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 def multiply_int8(
     x: Tensor, packed: Tensor, columns: Int8Columns, bias: Tensor | None, residual: Tensor | None
 ) -> Tensor:
-    """x @ weight.T + bias + residual, x quantized on the way. x: [T, in] bfloat16; packed: of `pack_int8`; columns: its
-    scales and offsets; bias: [n] bfloat16; residual: [T, n] bfloat16 -> [T, n]."""
+    """x @ weight.T + bias + residual, x quantized on the way. x: [T, in] bfloat16; packed, columns: of `pack_int8`;
+    bias: [n] bfloat16; residual: [T, n] bfloat16 -> [T, n]."""
     rows, row_scales = quantize_rows(x)
     residual = residual if residual is None else residual.contiguous()
     n = len(columns.scales)
@@ -96,7 +101,7 @@ def multiply_gated_int8(
     up_bias: Tensor | None,
     activation: str,
 ) -> Tensor:
-    """As `multiply_gated`, with 8-bit weights. packed: of `pack_int8(gate.values, up.values)`."""
+    """As `multiply_gated`, with 8-bit weights. packed: of `pack_int8(gate, up)`."""
     rows, row_scales = quantize_rows(x)
     n = len(gate.scales)
     out = x.new_empty(len(x), n)
