@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from penstock.kernels import native, products, quantized_products
-from penstock.kernels.attention import RunGroup, _attend
+from penstock.kernels.attention import RunGroup, _attend, _Rule
 from penstock.kernels.norms import ACTIVATIONS
 from penstock.kernels.rotary import rotate
 
@@ -33,10 +33,10 @@ def attention(rng: random.Random, dtype: torch.dtype) -> None:
     scale = dim**-0.5
     assert native.can_attend(q, k)
     native.attend(q, got, k, v, blocks, contexts, scale, window)
-    group = RunGroup(0, length, contexts, blocks)
-    _attend(q.float(), exact := torch.empty(q.shape), k.float(), v.float(), group, scale, window)
+    group, rule = RunGroup(0, length, contexts, blocks), _Rule(scale, window)
+    _attend(q.float(), exact := torch.empty(q.shape), k.float(), v.float(), group, rule)
     group.masks.clear()
-    _attend(q, expected, k, v, group, scale, window)
+    _attend(q, expected, k, v, group, rule)
     # against the exact result the kernel is no worse than the twin of the same type
     allowed = max(2 * float((expected.float() - exact).abs().max()), 2e-6)
     error = float((got.float() - exact).abs().max())
