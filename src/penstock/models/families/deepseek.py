@@ -32,6 +32,7 @@ V2 = {
     "topk_method": "greedy",
     "v_head_dim": 128,
     "moe_intermediate_size": 1407,
+    "num_experts_per_tok": 6,
 }
 V3 = V2 | {
     "vocab_size": 129280,
