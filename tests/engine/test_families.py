@@ -1,4 +1,4 @@
-"""Every family of decoders against transformers: tokens, logits, defaults, formats, memory, the recipe for a new one."""
+"""Every family of decoders against transformers: tokens, logits, defaults, formats, memory, the recipe."""
 
 from __future__ import annotations
 
