@@ -411,8 +411,7 @@ def _short_names(rng: random.Random) -> Options:
 def _gptj(rng: random.Random) -> Options:
     options = _short_names(rng)
     dim = options["n_embd"] // options["n_head"]
-    tied = {"tie_word_embeddings": False}  # a tied head with a bias of its own is none of theirs
-    return options | tied | {"rotary_dim": rng.choice(range(2, dim + 1, 2))}
+    return options | {"rotary_dim": rng.choice(range(2, dim + 1, 2))}
 
 
 def _gpt2(rng: random.Random) -> Options:

@@ -54,7 +54,6 @@ def load_model(config: EngineConfig, on_stage: Callable[[Stage], None]) -> Loade
         raise UsageError(f"unknown format {config.quantize!r}", hint=f"--quantize takes {', '.join(FORMATS)}")
     form = FORMATS[config.quantize]
     entries = read_checkpoint(folder)
-    names = names.found_in(entries)
     weight_bytes = _weight_bytes(entries, decoder_config, names, dtype, form)
     stored = "" if config.quantize == "none" else f", its matrices in {config.quantize} (--quantize)"
     clock.done("model", f"{decoder_config.family} decoder in {spelled}: {why} (--dtype){stored}")
@@ -89,7 +88,7 @@ def _weight_bytes(
     entries: dict[str, TensorEntry], config: DecoderConfig, names: WeightMap, dtype: torch.dtype, form: Format
 ) -> int:
     """Bytes of the weights as they will be kept; a tied matrix is kept twice, as table and as packed head."""
-    size = form.weight_bytes or dtype.itemsize
+    names, size = names.found_in(entries), form.weight_bytes or dtype.itemsize
     tables = {names.embedding_tensor, f"{names.base}{names.positions}.weight"}
     total = 0.0
     for name, entry in entries.items():

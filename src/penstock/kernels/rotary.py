@@ -51,17 +51,18 @@ class RopeConfig:
 NO_ROTATION = RopeConfig(kind="none")
 
 
-def arrangement(dim: int, rotary_dim: int | None, neighbours: bool) -> list[int] | None:
+def arrangement(dim: int, rotary_dim: int | None, neighbours: bool, width: int | None = None) -> list[int] | None:
     """Which dimension of a checkpoint's head comes where, so that pairs lie half a head apart; None for as they are.
 
-    An odd head becomes one wider: -1 stands for a dimension that is always zero, the last. For q and k alike, so that
+    width: of the head as it is laid out, even; -1 stands for a dimension that is always zero. For q and k alike, so that
     their products stay what they are.
     """
+    width = width or dim
     count = 2 * (-(-abs(dim if rotary_dim is None else rotary_dim) // 2))
     start = dim + rotary_dim if rotary_dim is not None and rotary_dim < 0 else 0
     turned = list(range(start, start + count)) if rotary_dim != 0 else []
     first, second = (turned[::2], turned[1::2]) if neighbours else (turned[: count // 2], turned[count // 2 :])
-    rest = [d for d in range(dim) if d not in set(turned)] + [-1] * (dim % 2)
+    rest = [d for d in range(dim) if d not in set(turned)] + [-1] * (width - dim)
     half = len(rest) // 2
     order = first + rest[:half] + second + rest[half:]
     return None if order == list(range(dim)) else order

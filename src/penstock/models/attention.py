@@ -70,6 +70,7 @@ class LatentQkv:
         kv = self.up(self.norm(latent.contiguous())).view(len(h), self.heads, -1)
         still, v = kv.tensor_split((-self.value_dim,), dim=2)
         turned = turned.unsqueeze(1).expand(-1, self.heads, -1)
+        still = F.pad(still, (0, self.dim - self.rotary_dim - still.shape[2]))
         halves = zip(turned.tensor_split(2, dim=2), still.tensor_split(2, dim=2), strict=True)
         k = torch.cat([part for half in halves for part in half], dim=2)
         return q.view(len(h), self.heads, -1), k, F.pad(v, (0, self.dim - self.value_dim))

@@ -137,16 +137,17 @@ class DecoderConfig:
 
     @property
     def head_width(self) -> int:
-        """What a head takes in the cache: head_dim, and one more where that is odd."""
-        return self.head_dim + self.head_dim % 2
+        """What a head takes in the cache: its keys or its values, the wider of them, and one more where that is odd."""
+        widest = max(self.head_dim, 0 if self.latent is None else self.latent.value_dim)
+        return widest + widest % 2
 
     @property
     def head_order(self) -> list[int] | None:
         """How the dimensions of a head of q and k are laid out, see `arrangement`."""
         turned = next((rope for rope in (self.rope, *self.layer_ropes) if rope.kind != "none"), None)
         if turned is None:
-            return arrangement(self.head_dim, 0, False)
-        return arrangement(self.head_dim, turned.rotary_dim, turned.neighbours)
+            return arrangement(self.head_dim, 0, False, self.head_width)
+        return arrangement(self.head_dim, turned.rotary_dim, turned.neighbours, self.head_width)
 
     @property
     def ropes(self) -> tuple[RopeConfig, ...]:
