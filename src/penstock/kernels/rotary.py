@@ -54,8 +54,8 @@ NO_ROTATION = RopeConfig(kind="none")
 def arrangement(dim: int, rotary_dim: int | None, neighbours: bool, width: int | None = None) -> list[int] | None:
     """Which dimension of a checkpoint's head comes where, so that pairs lie half a head apart; None for as they are.
 
-    width: of the head as it is laid out, even; -1 stands for a dimension that is always zero. For q and k alike, so that
-    their products stay what they are.
+    width: of the head as it is laid out, even; -1 stands for a dimension that is always zero. For q and k alike, so
+    that their products stay what they are.
     """
     width = width or dim
     count = 2 * (-(-abs(dim if rotary_dim is None else rotary_dim) // 2))
