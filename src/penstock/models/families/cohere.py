@@ -46,7 +46,7 @@ def read_cohere2(raw: Mapping[str, Any]) -> tuple[DecoderConfig, WeightMap]:
 
 
 def _cohere(family: str, c: ConfigReader, **given: Any) -> DecoderConfig:
-    head_dim = c.integer("hidden_size") // c.integer("num_attention_heads")
+    head_dim = c.integer("head_dim", c.integer("hidden_size") // c.integer("num_attention_heads"))
     biased = c.flag("attention_bias")
     return c.decoder(
         family,
