@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from penstock.kernels import native, products, quantized_products, sampling
-from penstock.kernels.attention import RunGroup, _attend
+from penstock.kernels.attention import RunGroup, _attend, _Rule, alibi_table
 from penstock.kernels.norms import ACTIVATIONS
 from penstock.kernels.rotary import rotate
 
@@ -33,13 +33,15 @@ def attention(rng: random.Random, dtype: torch.dtype) -> None:
     got, expected = torch.empty_like(q), torch.empty_like(q)
     scale = dim**-0.5
     assert native.can_attend(q, k)
-    native.attend(q, got, k, v, blocks, contexts, scale, window)
-    group = RunGroup(0, length, contexts, blocks)
-    _attend(q.float(), exact := torch.empty(q.shape), k.float(), v.float(), group, scale, window)
+    softcap, chunk = rng.choice([None, None, 3.0]), rng.choice([None, None, 7, 64])
+    alibi = rng.choice([None, None, alibi_table(q.shape[1], max(contexts))])
+    native.attend(q, got, k, v, blocks, contexts, scale, window, softcap, chunk, alibi)
+    group, rule = RunGroup(0, length, contexts, blocks), _Rule(scale, window, softcap, chunk, alibi)
+    _attend(q.float(), exact := torch.empty(q.shape), k.float(), v.float(), group, rule)
     group.masks.clear()
-    _attend(q, expected, k, v, group, scale, window)
+    _attend(q, expected, k, v, group, rule)
     # against the exact result the kernel is no worse than the twin of the same type
-    allowed = max(2 * float((expected.float() - exact).abs().max()), 5e-6)
+    allowed = max(2 * float((expected.float() - exact).abs().max()), 5e-6 if alibi is None else 3e-5)
     error = float((got.float() - exact).abs().max())
     assert error <= allowed, (error, allowed, dtype, shape, contexts, length, window)
 

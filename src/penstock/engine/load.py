@@ -21,8 +21,9 @@ from penstock.formats import FORMATS, Format
 from penstock.hub.checkpoint import TensorEntry, read_checkpoint
 from penstock.kernels.attention import SCORES
 from penstock.models.config import DecoderConfig, WeightMap
-from penstock.models.decoder import Decoder, KVCache
+from penstock.models.decoder import Decoder
 from penstock.models.families import describe
+from penstock.models.inputs import KVCache
 from penstock.plan.memory import Footprint, KVPlan, human, longest_that_fits, plan_kv
 
 HEAD_ROWS = 64  # rows of scores at a time where every prompt position is scored
@@ -87,13 +88,15 @@ def _weight_bytes(
     entries: dict[str, TensorEntry], config: DecoderConfig, names: WeightMap, dtype: torch.dtype, form: Format
 ) -> int:
     """Bytes of the weights as they will be kept; a tied matrix is kept twice, as table and as packed head."""
-    size = form.weight_bytes or dtype.itemsize
+    names, size = names.found_in(entries), form.weight_bytes or dtype.itemsize
+    tables = {names.embedding_tensor, f"{names.base}{names.positions}.weight"}
     total = 0.0
     for name, entry in entries.items():
-        matrix = len(entry.shape) == 2 and name != names.embedding
-        total += prod(entry.shape) * (size if matrix else dtype.itemsize)
-    if config.tie_head and names.head not in entries and (dtype == torch.bfloat16 or form.weight_bytes):
-        total += config.vocab_size * config.hidden_size * size
+        if len(entry.shape) <= 3:  # masks that old checkpoints store have four axes
+            matrix = len(entry.shape) >= 2 and name not in tables
+            total += prod(entry.shape) * (size if matrix else dtype.itemsize)
+    if config.tie_head and names.head_tensor not in entries and (dtype == torch.bfloat16 or form.weight_bytes):
+        total += config.vocab_size * (config.embedding_size or config.hidden_size) * size
     return int(total)
 
 
@@ -105,7 +108,7 @@ def _fit(config: EngineConfig, decoder: DecoderConfig, dtype: torch.dtype, weigh
         raise UsageError("--max-batch-size and --max-batch-prefill-tokens must be at least 1")
     if not 0 < config.memory_fraction <= 1 or not 0 <= config.watermark_gamma <= 1:
         raise UsageError("the memory fraction and --watermark-gamma are shares: above 0, at most 1")
-    kv_token = 2 * decoder.num_layers * decoder.num_kv_heads * decoder.head_dim * dtype.itemsize
+    kv_token = decoder.kv_elements * dtype.itemsize
     step = _step_bytes(decoder, dtype, budget, rows, config.max_total_tokens or decoder.max_positions)
     footprint = Footprint(weight_bytes, kv_token, step)
     available = available_bytes()
@@ -146,8 +149,8 @@ def _fit(config: EngineConfig, decoder: DecoderConfig, dtype: torch.dtype, weigh
 
 def _step_bytes(decoder: DecoderConfig, dtype: torch.dtype, budget: int, rows: int, total: int) -> int:
     """The most that the intermediate results of one step take."""
-    wide = 4 * decoder.hidden_size + 3 * decoder.intermediate_size + 2 * decoder.num_heads * decoder.head_dim
-    gathered = 2 * decoder.num_kv_heads * decoder.head_dim * max(GATHERED, total)
+    wide = 4 * decoder.hidden_size + 3 * decoder.mlp_width + 2 * decoder.num_heads * decoder.head_width
+    gathered = 2 * decoder.num_kv_heads * decoder.head_width * max(GATHERED, total)
     scores = 3 * min(SCORES, decoder.num_heads * max(budget, rows) * total)
     logits = max(rows, HEAD_ROWS) * decoder.vocab_size  # float32, and for draws a copy and probabilities
     return (budget * wide + gathered + scores) * dtype.itemsize + logits * 16

@@ -63,7 +63,7 @@ class EngineLoop:
         self._sequences: dict[int, Sequence] = {}
         self._numbers = itertools.count()
         self._nonce = secrets.token_bytes(32)
-        self._dynamic_rope = model.decoder.config.rope.kind == "dynamic"
+        self._span_rope = model.decoder.config.span_rope
         self._eos = frozenset(model.limits.eos_ids)
         self._grammars = Grammars(Path(config.model_path), model.limits.vocab_size, model.limits.eos_ids)
         self._beginning: dict[Sequence, Future[Cursor]] = {}  # sequences whose grammar is being made
@@ -100,9 +100,7 @@ class EngineLoop:
         if request.id in self._sequences:
             raise InvalidRequest(f"a request with id {request.id} is already running")
         validate(request, self.limits)
-        rope = self._decoder.config.rope
-        span_limit = rope.original_max_positions if self._dynamic_rope else None
-        sequence = Sequence.of(request, next(self._numbers), self._nonce, span_limit, self._eos)
+        sequence = Sequence.of(request, next(self._numbers), self._nonce, self._span_rope, self._eos)
         self._sequences[request.id] = sequence
         if request.grammar is None:
             self._scheduler.add(sequence)
@@ -174,7 +172,7 @@ class EngineLoop:
         logits: Tensor | None = None
         outputs: list[SequenceOutput] = []
         if runs:
-            step = build_step(runs, self._pool.block_size, self._dynamic_rope)
+            step = build_step(runs, self._pool.block_size, self._span_rope is not None)
             hidden = self._decoder.forward(step.inputs, self._cache)
             self.stats.forward_seconds = time.perf_counter() - since
             read_prompts(step, hidden, self._decoder)
@@ -249,6 +247,7 @@ class EngineLoop:
     def _append(self, sequence: Sequence, token: Token, output: SequenceOutput) -> None:
         """Append a token, and finish the sequence if it was the last."""
         sequence.ids.append(token.id)
+        sequence.restart_beyond(self._span_rope, self._pool)
         output.tokens.append(token)
         if sequence.generated == 1:
             self._first_output(output, sequence)
