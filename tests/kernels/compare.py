@@ -27,7 +27,7 @@ def attention(rng: random.Random, dtype: torch.dtype) -> None:
     width = -(-max(contexts) // block_size)
     num_blocks = batch * width + 3
     blocks = torch.randperm(num_blocks)[: batch * width].view(batch, width)
-    shape = (kv_heads, num_blocks, block_size, dim)
+    shape = (num_blocks, kv_heads, block_size, dim)
     k, v = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
     q = torch.randn(batch * length, kv_heads * repeats, dim).to(dtype)
     got, expected = torch.empty_like(q), torch.empty_like(q)
@@ -68,17 +68,17 @@ def rotary(rng: random.Random, dtype: torch.dtype) -> None:
     angles = torch.randn(tokens, 1, dim // 2).repeat(1, 1, 2)
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
     slots = torch.randperm(capacity[0] * capacity[1])[:tokens]
-    keys, values = (torch.zeros(kv_heads, *capacity, dim, dtype=dtype) for _ in range(2))
+    keys, values = (torch.zeros(capacity[0], kv_heads, capacity[1], dim, dtype=dtype) for _ in range(2))
     turned = native.rotate_into(q, k, v, cos, sin, slots, keys, values)
     allowed = 1e-5 if dtype == torch.float32 else 2**-7
-    for got, x in ((turned, q), (keys.flatten(1, 2)[:, slots].transpose(0, 1), k)):
+    for got, x in ((turned, q), (keys.transpose(1, 2).flatten(0, 1)[slots], k)):
         exact = rotate(x.double(), cos.double(), sin.double())
         assert torch.all((got.double() - exact).abs() <= allowed * (1 + exact.abs())), (tokens, heads, dim, dtype)
-    assert torch.equal(values.flatten(1, 2)[:, slots].transpose(0, 1), v)
+    assert torch.equal(values.transpose(1, 2).flatten(0, 1)[slots], v)
     others = torch.ones(capacity[0] * capacity[1], dtype=torch.bool)
     others[slots] = False
-    assert not keys.flatten(1, 2)[:, others].any()
-    assert not values.flatten(1, 2)[:, others].any()
+    assert not keys.transpose(1, 2).flatten(0, 1)[others].any()
+    assert not values.transpose(1, 2).flatten(0, 1)[others].any()
 
 
 def largest(rng: random.Random) -> None:
@@ -217,7 +217,7 @@ def special() -> None:
     got = native.rms_norm(x, torch.ones(64).bfloat16(), 1e-5)
     assert got[0].isfinite().all()
     assert got[1].isnan().all()
-    k = torch.zeros(1, 2, 16, 64)
+    k = torch.zeros(2, 1, 16, 64)
     k[0, 0, 2] = float("nan")
     q, out = torch.ones(1, 1, 64), torch.empty(1, 1, 64)
     native.attend(q, out, k, torch.ones_like(k), torch.tensor([[0]]), [2], 1.0, None)

@@ -287,8 +287,8 @@ class EngineLoop:
         masked part of a product."""
         for block in self._pool.forget(sequence.blocks):
             for keys, values in self._cache:
-                keys[:, block] = 0
-                values[:, block] = 0
+                keys[block] = 0
+                values[block] = 0
 
     def _fail(self, sequence: Sequence, text: str, invalid: bool = False) -> SequenceOutput:
         """End a sequence with an error. invalid: its own request is at fault."""

@@ -3,9 +3,8 @@
 The compiled kernels read the blocks where they lie. Where nothing is compiled, blocks are gathered and multiplied by
 torch.
 
-The cache of one layer is two tensors [kv_heads, blocks, block_size, head_dim]: with the heads outermost, the blocks of
-one sequence gather into a matrix per head by copying whole blocks, and grouped query heads multiply it without being
-repeated.
+The cache of one layer is two tensors [blocks, kv_heads, block_size, head_dim]: a sequence is a few long stretches of
+memory, and a new one touches few pages.
 """
 
 from __future__ import annotations
@@ -57,8 +56,9 @@ def rotate_into_cache(
     """
     if native.can_rotate(q, cos, k_cache):
         return native.rotate_into(q, k, v, cos, sin, slots, k_cache, v_cache)
-    k_cache.flatten(1, 2).index_copy_(1, slots, rotate(k, cos, sin).transpose(0, 1))
-    v_cache.flatten(1, 2).index_copy_(1, slots, v.transpose(0, 1))
+    block, place = slots // k_cache.shape[2], slots % k_cache.shape[2]
+    k_cache.transpose(1, 2)[block, place] = rotate(k, cos, sin)
+    v_cache.transpose(1, 2)[block, place] = v
     return rotate(q, cos, sin)
 
 
@@ -109,11 +109,11 @@ class _Rule:
 
 def _attend(q: Tensor, out: Tensor, k_cache: Tensor, v_cache: Tensor, group: RunGroup, rule: _Rule) -> None:
     """One group by two matrix products over its gathered keys and values. q, out: [batch * length, heads, dim]."""
-    kv_heads, _blocks, block_size, dim = k_cache.shape
+    _blocks, kv_heads, block_size, dim = k_cache.shape
     batch, length, longest, repeats = group.batch, group.length, max(group.contexts), q.shape[1] // kv_heads
     shape = (kv_heads, batch, group.blocks.shape[1] * block_size, dim)
-    k = k_cache.flatten(2).index_select(1, group.blocks.flatten()).view(shape)
-    v = v_cache.flatten(2).index_select(1, group.blocks.flatten()).view(shape)
+    k = k_cache[group.blocks].permute(2, 0, 1, 3, 4).reshape(shape)
+    v = v_cache[group.blocks].permute(2, 0, 1, 3, 4).reshape(shape)
     queries = q.view(batch, length, kv_heads, repeats, dim)
     mixed = out.view(batch, length, kv_heads, repeats, dim)
     step = max(1, min(SLICE, SCORES // (q.shape[1] * batch * shape[2])))

@@ -72,7 +72,7 @@ def _load() -> ctypes.CDLL | None:
 
 
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
-    attention = [_pointer] * 5 + [_int, _pointer] + [_int] * 7 + [ctypes.POINTER(_Rule)]
+    attention = [_pointer] * 5 + [_int, _pointer] + [_int] * 6 + [ctypes.POINTER(_Rule)]
     for suffix in _SUFFIX.values():
         for name in ("attention", "attention_long"):
             function = getattr(library, f"penstock_{name}_{suffix}")
@@ -118,11 +118,11 @@ def attend(
 ) -> None:
     """Attention of runs of one length, written to `out`. Only what `can_attend` allows.
 
-    q, out: [batch * length, heads, dim]; caches: [kv_heads, blocks, block_size, dim]; tables: [batch, n] int64 block
+    q, out: [batch * length, heads, dim]; caches: [blocks, kv_heads, block_size, dim]; tables: [batch, n] int64 block
     ids; contexts: for each run the tokens that its last query sees. The rest is as kernels.attention has it; alibi:
     contiguous.
     """
-    kv_heads, num_blocks, block_size, dim = k_cache.shape
+    _blocks, kv_heads, block_size, dim = k_cache.shape
     ends = torch.tensor(contexts)
     tables = tables.contiguous()
     length = len(q) // len(contexts)
@@ -141,7 +141,6 @@ def attend(
         length,
         q.shape[1],
         kv_heads,
-        num_blocks,
         block_size,
         dim,
         rule,
@@ -165,7 +164,7 @@ def rotate_into(
 ) -> Tensor:
     """Turn q and k by their angles; k and v go into the cache at `slots`. Only what `can_rotate` allows.
 
-    q: [T, heads, dim]; k, v: [T, kv_heads, dim]; cos, sin: [T, 1, dim]; slots: [T] int64; caches: [kv_heads, blocks,
+    q: [T, heads, dim]; k, v: [T, kv_heads, dim]; cos, sin: [T, 1, dim]; slots: [T] int64; caches: [blocks, kv_heads,
     block_size, dim]. Returns the turned q, contiguous.
     """
     tokens, heads, dim = q.shape
@@ -175,7 +174,7 @@ def rotate_into(
     getattr(LIBRARY, f"penstock_rotary_kv_{_SUFFIX[q.dtype]}")(
         *(value for x in (q, k, v) for value in (x.data_ptr(), x.stride(0))),
         *(x.data_ptr() for x in (cos, sin, slots, out, k_cache, v_cache)),
-        *(tokens, heads, k.shape[1], dim, k_cache.shape[1] * k_cache.shape[2]),
+        *(tokens, heads, k.shape[1], dim, k_cache.shape[2]),
     )
     return out
 

@@ -81,13 +81,13 @@ inline void mix_tile(float (*sum)[STRIDE], const float (*score)[kTile], const fl
 }
 
 // Attention of `rows` query rows of one kv head over keys [first, context): online softmax (Milakov & Gimelshein 2018),
-// a tile of keys at a time. q, out: row r starts at offsets[r]. keys, values: the head's blocks, [num_blocks,
-// block_size, dim]. DIM and ROWS: head_dim and rows where they are known at compile time, so that the sums stay in
+// a tile of keys at a time. q, out: row r starts at offsets[r]. keys, values: of the layer. DIM and ROWS: head_dim and rows where they are known at compile time, so that the sums stay in
 // registers, else 0.
 template <int DIM, int ROWS, typename T>
 void attend(const T *__restrict q, T *__restrict out, const int64_t *offsets,
             int row_count, const T *__restrict keys, const T *__restrict values,
-            const int64_t *table, Cache cache, int64_t first, int64_t context, const Rule &rule, const float *alibi) {
+            const int64_t *table, Cache cache, int64_t head, int64_t first, int64_t context, const Rule &rule,
+            const float *alibi) {
     const int rows = ROWS ? ROWS : row_count;
     const int dim = DIM ? DIM : static_cast<int>(cache.dim);
     constexpr int kSize = DIM ? DIM : kMaxDim, kRows = ROWS ? ROWS : kMaxRows;
@@ -112,20 +112,20 @@ void attend(const T *__restrict q, T *__restrict out, const int64_t *offsets,
     // the processor's own prefetcher stops at the end of every block
     const auto fetch = [&](int64_t position) {
         if (position >= context) return;
-        const int64_t token = table[position / cache.block_size] * cache.block_size + position % cache.block_size;
+        const int64_t place = cache.place(table, head, position);
         for (int64_t line = 0; line < kTile * dim * static_cast<int64_t>(sizeof(T)); line += 64) {
-            __builtin_prefetch(reinterpret_cast<const char *>(keys + token * dim) + line);
-            __builtin_prefetch(reinterpret_cast<const char *>(values + token * dim) + line);
+            __builtin_prefetch(reinterpret_cast<const char *>(keys + place) + line);
+            __builtin_prefetch(reinterpret_cast<const char *>(values + place) + line);
         }
     };
     for (int ahead = 0; ahead < kAhead; ahead++) fetch(first + ahead * kTile);
     for (int64_t start = first; start < context;) {
         fetch(start + kAhead * kTile);
-        const int64_t block = start / cache.block_size, inside = start - block * cache.block_size;
-        int64_t end = (block + 1) * cache.block_size < context ? (block + 1) * cache.block_size : context;
+        const int64_t block_end = (start / cache.block_size + 1) * cache.block_size;
+        int64_t end = block_end < context ? block_end : context;
         if (end - start > kTile) end = start + kTile;
         const int count = static_cast<int>(end - start);
-        const int64_t base = (table[block] * cache.block_size + inside) * dim, key = start;
+        const int64_t base = cache.place(table, head, start), key = start;
         start = end;
         for (int j = 0; j < count; j++) {
 #pragma omp simd
@@ -169,18 +169,18 @@ void attend(const T *__restrict q, T *__restrict out, const int64_t *offsets,
 
 template <typename T>
 void attend_rows(const T *q, T *out, const int64_t *offsets, int rows, const T *keys, const T *values,
-                 const int64_t *table, Cache cache, int64_t first, int64_t context, const Rule &rule, const float *alibi) {
+                 const int64_t *table, Cache cache, int64_t head, int64_t first, int64_t context, const Rule &rule,
+            const float *alibi) {
     auto *chosen = attend<0, 0, T>;
     if (cache.dim == 64) chosen = rows == 4 ? attend<64, 4, T> : rows == 1 ? attend<64, 1, T> : attend<64, 0, T>;
     if (cache.dim == 128) chosen = rows == 4 ? attend<128, 4, T> : rows == 1 ? attend<128, 1, T> : attend<128, 0, T>;
-    chosen(q, out, offsets, rows, keys, values, table, cache, first, context, rule, alibi);
+    chosen(q, out, offsets, rows, keys, values, table, cache, head, first, context, rule, alibi);
 }
 
 template <typename T>
 void paged(const T *q, T *out, const T *keys, const T *values, const int64_t *tables, int64_t table_width,
-           const int64_t *contexts, int64_t batch, int64_t length, int64_t heads, int64_t kv_heads, Cache cache,
-           const Rule &rule) {
-    const int64_t repeats = heads / kv_heads, head_size = cache.head_size();
+           const int64_t *contexts, int64_t batch, int64_t length, int64_t heads, Cache cache, const Rule &rule) {
+    const int64_t kv_heads = cache.kv_heads, repeats = heads / kv_heads;
 #pragma omp parallel for collapse(3) schedule(dynamic, 4)
     for (int64_t b = 0; b < batch; b++) {
         for (int64_t i = 0; i < length; i++) {
@@ -193,8 +193,7 @@ void paged(const T *q, T *out, const T *keys, const T *values, const int64_t *ta
                     for (int r = 0; r < rows; r++) {
                         offsets[r] = ((b * length + i) * heads + h * repeats + done + r) * cache.dim;
                     }
-                    attend_rows(q, out, offsets, rows, keys + h * head_size, values + h * head_size,
-                                tables + b * table_width, cache, first, context, rule,
+                    attend_rows(q, out, offsets, rows, keys, values, tables + b * table_width, cache, h, first, context, rule,
                                 rule.alibi ? rule.alibi + (h * repeats + done) * rule.alibi_stride : nullptr);
                 }
             }
@@ -209,22 +208,22 @@ using namespace penstock;
 
 extern "C" {
 
-// q, out: [batch * length, heads, dim] contiguous. keys, values: [kv_heads, num_blocks, block_size, dim] contiguous.
+// q, out: [batch * length, heads, dim] contiguous. keys, values: [num_blocks, kv_heads, block_size, dim] contiguous.
 // tables: [batch, table_width] block ids. contexts: [batch] tokens that the last query of each run sees. dim <= 256.
 void penstock_attention_f32(const float *q, float *out, const float *keys, const float *values, const int64_t *tables,
                             int64_t table_width, const int64_t *contexts, int64_t batch, int64_t length, int64_t heads,
-                            int64_t kv_heads, int64_t num_blocks, int64_t block_size, int64_t dim,
+                            int64_t kv_heads, int64_t block_size, int64_t dim,
                             const penstock_rule *rule) {
-    paged(q, out, keys, values, tables, table_width, contexts, batch, length, heads, kv_heads,
-          Cache{num_blocks, block_size, dim}, *rule);
+    paged(q, out, keys, values, tables, table_width, contexts, batch, length, heads,
+          Cache{kv_heads, block_size, dim}, *rule);
 }
 
 void penstock_attention_bf16(const uint16_t *q, uint16_t *out, const uint16_t *keys, const uint16_t *values,
                              const int64_t *tables, int64_t table_width, const int64_t *contexts, int64_t batch,
-                             int64_t length, int64_t heads, int64_t kv_heads, int64_t num_blocks, int64_t block_size,
+                             int64_t length, int64_t heads, int64_t kv_heads, int64_t block_size,
                              int64_t dim, const penstock_rule *rule) {
     paged(reinterpret_cast<const bf16 *>(q), reinterpret_cast<bf16 *>(out), reinterpret_cast<const bf16 *>(keys),
-          reinterpret_cast<const bf16 *>(values), tables, table_width, contexts, batch, length, heads, kv_heads,
-          Cache{num_blocks, block_size, dim}, *rule);
+          reinterpret_cast<const bf16 *>(values), tables, table_width, contexts, batch, length, heads,
+          Cache{kv_heads, block_size, dim}, *rule);
 }
 }

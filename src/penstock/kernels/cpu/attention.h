@@ -9,11 +9,15 @@ namespace penstock {
 
 constexpr int kMaxDim = 256;  // head_dim; the Python side checks it
 
-// Blocks of one layer: keys and values are [kv_heads, num_blocks, block_size, dim].
+// One layer's keys or values: [num_blocks, kv_heads, block_size, dim]. All heads of a block lie together, so that a
+// sequence is read in long stretches.
 struct Cache {
-    int64_t num_blocks, block_size, dim;
+    int64_t kv_heads, block_size, dim;
 
-    int64_t head_size() const { return num_blocks * block_size * dim; }
+    // Where a head's key of a token lies. table: the blocks of its sequence; token: its place there.
+    int64_t place(const int64_t *table, int64_t head, int64_t token) const {
+        return ((table[token / block_size] * kv_heads + head) * block_size + token % block_size) * dim;
+    }
 };
 
 }  // namespace penstock

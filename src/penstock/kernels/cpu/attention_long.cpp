@@ -216,7 +216,7 @@ void soften(Tile<T> &tile, int r, int panels, int64_t start, int64_t low, int64_
 // (r % repeats) * dim. position: of the first row's token.
 template <typename T>
 void attend_tile(Tile<T> &tile, const T *q, T *out, int rows, int64_t row, int64_t repeats, int64_t heads, const T *keys,
-                 const T *values, const int64_t *table, Cache cache, int64_t before, const Rule &rule,
+                 const T *values, const int64_t *table, Cache cache, int64_t head, int64_t before, const Rule &rule,
                  const float *alibi) {
     const int dim = static_cast<int>(cache.dim), panels = (dim + kKeys - 1) / kKeys, width = (dim + 1) / 2 * 2;
     const auto place = [&](int r) { return ((row + r) / repeats * heads + (row + r) % repeats) * dim; };
@@ -234,9 +234,9 @@ void attend_tile(Tile<T> &tile, const T *q, T *out, int rows, int64_t row, int64
         const T *key[kKeys], *value[kKeys];
         for (int c = 0; c < kKeys; c++) {
             const int64_t at = start + c;
-            const int64_t token = at <= last ? table[at / cache.block_size] * cache.block_size + at % cache.block_size : 0;
-            key[c] = at <= last ? keys + token * dim : nullptr;
-            value[c] = at <= last ? values + token * dim : nullptr;
+            const int64_t offset = at <= last ? cache.place(table, head, at) : 0;
+            key[c] = at <= last ? keys + offset : nullptr;
+            value[c] = at <= last ? values + offset : nullptr;
         }
         Unit<T>::pack_keys(key, dim, tile.keys);
         for (int p = 0; p < panels; p++) Unit<T>::pack_values(value, dim, p * kKeys, tile.values[p]);
@@ -264,9 +264,8 @@ void attend_tile(Tile<T> &tile, const T *q, T *out, int rows, int64_t row, int64
 
 template <typename T>
 void long_runs(const T *q, T *out, const T *keys, const T *values, const int64_t *tables, int64_t table_width,
-               const int64_t *contexts, int64_t batch, int64_t length, int64_t heads, int64_t kv_heads, Cache cache,
-               const Rule &rule) {
-    const int64_t repeats = heads / kv_heads, all = length * repeats, tiles = (all + kRows - 1) / kRows;
+               const int64_t *contexts, int64_t batch, int64_t length, int64_t heads, Cache cache, const Rule &rule) {
+    const int64_t kv_heads = cache.kv_heads, repeats = heads / kv_heads, all = length * repeats, tiles = (all + kRows - 1) / kRows;
 #pragma omp parallel
     {
         Tile<T> tile;
@@ -277,8 +276,7 @@ void long_runs(const T *q, T *out, const T *keys, const T *values, const int64_t
                     const int64_t row = t * kRows, origin = b * length * heads + h * repeats;
                     attend_tile(tile, q + origin * cache.dim, out + origin * cache.dim,
                                 static_cast<int>(std::min<int64_t>(kRows, all - row)), row, repeats, heads,
-                                keys + h * cache.head_size(), values + h * cache.head_size(), tables + b * table_width,
-                                cache, contexts[b] - length, rule,
+                                keys, values, tables + b * table_width, cache, h, contexts[b] - length, rule,
                                 rule.alibi ? rule.alibi + h * repeats * rule.alibi_stride : nullptr);
                 }
             }
@@ -296,18 +294,18 @@ extern "C" {
 // As penstock_attention_* (attention.cpp), for runs of any length; made for those longer than a few tokens.
 void penstock_attention_long_f32(const float *q, float *out, const float *keys, const float *values,
                                  const int64_t *tables, int64_t table_width, const int64_t *contexts, int64_t batch,
-                                 int64_t length, int64_t heads, int64_t kv_heads, int64_t num_blocks,
-                                 int64_t block_size, int64_t dim, const penstock_rule *rule) {
-    long_runs(q, out, keys, values, tables, table_width, contexts, batch, length, heads, kv_heads,
-              Cache{num_blocks, block_size, dim}, *rule);
+                                 int64_t length, int64_t heads, int64_t kv_heads, int64_t block_size,
+                                 int64_t dim, const penstock_rule *rule) {
+    long_runs(q, out, keys, values, tables, table_width, contexts, batch, length, heads,
+              Cache{kv_heads, block_size, dim}, *rule);
 }
 
 void penstock_attention_long_bf16(const uint16_t *q, uint16_t *out, const uint16_t *keys, const uint16_t *values,
                                   const int64_t *tables, int64_t table_width, const int64_t *contexts, int64_t batch,
-                                  int64_t length, int64_t heads, int64_t kv_heads, int64_t num_blocks,
-                                  int64_t block_size, int64_t dim, const penstock_rule *rule) {
+                                  int64_t length, int64_t heads, int64_t kv_heads, int64_t block_size,
+                                  int64_t dim, const penstock_rule *rule) {
     long_runs(reinterpret_cast<const bf16 *>(q), reinterpret_cast<bf16 *>(out), reinterpret_cast<const bf16 *>(keys),
-              reinterpret_cast<const bf16 *>(values), tables, table_width, contexts, batch, length, heads, kv_heads,
-              Cache{num_blocks, block_size, dim}, *rule);
+              reinterpret_cast<const bf16 *>(values), tables, table_width, contexts, batch, length, heads,
+              Cache{kv_heads, block_size, dim}, *rule);
 }
 }
