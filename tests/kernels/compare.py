@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from penstock.kernels import native, products, quantized_products, sampling
+from penstock.kernels import native, products, sampling
 from penstock.kernels.attention import RunGroup, _attend, _Rule, alibi_table
 from penstock.kernels.norms import ACTIVATIONS
 from penstock.kernels.rotary import rotate
@@ -129,14 +129,14 @@ def bf16_products(rng: random.Random) -> None:
     def close(got: torch.Tensor, expected: torch.Tensor) -> bool:
         return bool(torch.all((got.double() - expected).abs() <= expected.abs() * 2**-8 + 1e-4))
 
-    packed = products.pack(weight)
-    got = products.multiply(x, packed, n, bias, residual)
+    packed = products.pack("bf16", (weight,), (bias,))
+    got = products.multiply(packed, x, residual)
     assert close(got, exact(weight) + (0 if residual is None else residual.double())), (m, n, k)
     row = rng.randrange(m)
-    alone = products.multiply(x[row : row + 1], packed, n, bias, None if residual is None else residual[row : row + 1])
+    alone = products.multiply(packed, x[row : row + 1], None if residual is None else residual[row : row + 1])
     assert torch.equal(alone[0], got[row]), (m, n, k, row)
     name = rng.choice(sorted(products.GATES))
-    got = products.multiply_gated(x, products.pack(weight, other), n, bias, bias, name)
+    got = products.multiply_gated(products.pack("bf16", (weight, other), (bias, bias), name), x)
     assert close(got, ACTIVATIONS[name](exact(weight)) * exact(other)), (m, n, k, name)
 
 
@@ -148,10 +148,10 @@ def int8_products(rng: random.Random) -> None:
     x[rng.randrange(m)] = 0
     weights = [torch.randn(n, k).bfloat16() / k**0.5 for _ in range(2)]
     bias, residual = rng.choice([None, torch.randn(n).bfloat16()]), rng.choice([None, torch.randn(m, n).bfloat16()])
-    rows, scales = quantized_products.quantize_rows(x)
+    rows, scales = products.quantize_rows(x)
     back = (rows.double() - 128) * scales.double().unsqueeze(1)
     assert torch.all((back - x.double()).abs() <= scales.double().unsqueeze(1) * 0.5001)
-    quantized = [quantized_products.quantize_columns(w) for w in weights]
+    quantized = [products.quantize_columns(w) for w in weights]
 
     def exact(i: int) -> torch.Tensor:
         values, scales = quantized[i]
@@ -161,17 +161,16 @@ def int8_products(rng: random.Random) -> None:
     def close(got: torch.Tensor, expected: torch.Tensor) -> bool:
         return bool(torch.all((got.double() - expected).abs() <= expected.abs() * 2**-8 + 1e-4))
 
-    packed, (columns,) = quantized_products.pack_int8(weights[0])
-    assert torch.equal(columns.scales, quantized[0][1])
-    assert torch.equal(packed.transpose(1, 2).reshape(-1, k)[:n], quantized[0][0]), (n, k)
-    got = quantized_products.multiply_int8(x, packed, columns, bias, residual)
+    packed = products.pack("int8", (weights[0],), (bias,))
+    assert torch.equal(packed.scales[0], quantized[0][1])
+    assert torch.equal(packed.weights.transpose(1, 2).reshape(-1, k)[:n], quantized[0][0]), (n, k)
+    got = products.multiply(packed, x, residual)
     added = 0 if residual is None else residual.double()
     assert close(got, exact(0) + added), (m, n, k)
     plain = x.double() @ weights[0].double().T + (0 if bias is None else bias.double()) + added
     assert (got.double() - plain).norm() <= 0.03 * plain.norm() + 0.1, (m, n, k)
     name = rng.choice(sorted(products.GATES))
-    packed, (gate, up) = quantized_products.pack_int8(*weights)
-    got = quantized_products.multiply_gated_int8(x, packed, gate, up, bias, bias, name)
+    got = products.multiply_gated(products.pack("int8", (weights[0], weights[1]), (bias, bias), name), x)
     assert close(got, ACTIVATIONS[name](exact(0)) * exact(1)), (m, n, k, name)
 
 
@@ -184,30 +183,27 @@ def int4_products(rng: random.Random) -> None:
     unit = torch.eye(k).bfloat16()
     read = []
     for weight in weights:
-        packed, (offsets,) = quantized_products.pack_int4(weight)
-        back = quantized_products.multiply_int4(unit, packed, offsets, None, None).float().T  # [n, k]
+        back = products.multiply(products.pack("int4", (weight,), (None,)), unit).float().T  # [n, k]
         reach = weight.float().view(n, -1, 32).abs().amax(dim=2, keepdim=True) / 7
         error = (back - weight.float()).view(n, -1, 32).abs()
         assert torch.all(error <= reach * 1.35 + 0.02 * back.view(n, -1, 32).abs() + 1e-6), (n, k)
         allowed = 0.11 if n * k > 2000 else 0.2  # a few groups may all be bad ones
         assert (back - weight.float()).norm() <= allowed * weight.float().norm(), (n, k)
-        read.append((packed, offsets, back.double()))
+        read.append(back.double())
     x = torch.randn(m, k).bfloat16()
     bias, residual = rng.choice([None, torch.randn(n).bfloat16()]), rng.choice([None, torch.randn(m, n).bfloat16()])
-    rows, scales = quantized_products.quantize_rows(x)
+    rows, scales = products.quantize_rows(x)
     exact = (rows.double() - 128) * scales.double().unsqueeze(1)
 
     def close(got: torch.Tensor, expected: torch.Tensor, allowed: float) -> bool:
         return bool((got.double() - expected).norm() <= allowed * expected.norm() + 1e-3)
 
-    packed, offsets, back = read[0]
-    got = quantized_products.multiply_int4(x, packed, offsets, bias, residual)
-    expected = exact @ back.T + sum(t.double() for t in (bias, residual) if t is not None)
+    got = products.multiply(products.pack("int4", (weights[0],), (bias,)), x, residual)
+    expected = exact @ read[0].T + sum(t.double() for t in (bias, residual) if t is not None)
     assert close(got, expected, 0.01), (m, n, k)
     name = rng.choice(sorted(products.GATES))
-    packed, (gate_offsets, up_offsets) = quantized_products.pack_int4(*weights)
-    got = quantized_products.multiply_gated_int4(x, packed, gate_offsets, up_offsets, None, None, name)
-    assert close(got, ACTIVATIONS[name](exact @ read[0][2].T) * (exact @ read[1][2].T), 0.02), (m, n, k, name)
+    got = products.multiply_gated(products.pack("int4", (weights[0], weights[1]), (None, None), name), x)
+    assert close(got, ACTIVATIONS[name](exact @ read[0].T) * (exact @ read[1].T), 0.02), (m, n, k, name)
 
 
 def special() -> None:
@@ -224,13 +220,13 @@ def special() -> None:
     assert torch.equal(out, torch.ones_like(out))  # the NaN lies beyond the context
     native.attend(q, out, k, torch.ones_like(k), torch.tensor([[0]]), [3], 1.0, None)
     assert out.isnan().all()
-    if products.can_multiply(torch.empty(2, 2, dtype=torch.bfloat16)):
+    if products.can_multiply("bf16", torch.empty(2, 2, dtype=torch.bfloat16)):
         x = torch.ones(9, 64).bfloat16()
         x[4, 3] = float("nan")
-        got = products.multiply(x, products.pack(torch.ones(70, 64).bfloat16()), 70, None, None)
+        ones = torch.ones(70, 64).bfloat16()
+        got = products.multiply(products.pack("bf16", (ones,), (None,)), x)
         assert got[4].isnan().all()
-        packed, (columns,) = quantized_products.pack_int8(torch.ones(70, 64).bfloat16())
-        small = quantized_products.multiply_int8(x, packed, columns, None, None)
+        small = products.multiply(products.pack("int8", (ones,), (None,)), x)
         assert small[4].isnan().all()
         assert torch.allclose(small[:4].float(), torch.full((4, 70), 64.0), rtol=0.01)
         assert torch.equal(got[[0, 1, 2, 3, 5, 6, 7, 8]], torch.full((8, 70), 64.0).bfloat16())
@@ -245,7 +241,7 @@ def main() -> None:
     print(native.LIBRARY._name, flush=True)
     torch.manual_seed(0)
     rng = random.Random(0)
-    multiplies = products.can_multiply(torch.empty(2, 2, dtype=torch.bfloat16))
+    multiplies = products.can_multiply("bf16", torch.empty(2, 2, dtype=torch.bfloat16))
     for _ in range(int(sys.argv[1])):
         attention(rng, rng.choice([torch.float32, torch.bfloat16]))
         rotary(rng, rng.choice([torch.float32, torch.bfloat16]))

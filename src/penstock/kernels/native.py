@@ -21,7 +21,7 @@ from torch import Tensor
 
 from penstock.devices.cpu import flags
 
-_VERSION = 4
+_VERSION = 5
 _AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
 _LEVELS = {
     "v4bf16": {*_AVX512, "avx512_bf16", "avx512_vnni"},

@@ -108,32 +108,27 @@ void product4(const uint8_t *x, const uint8_t *weights, int64_t m, int64_t panel
     }
 }
 
-// What turns a sum into a number: the sum that the offset of 128 has added.
-struct Columns {
-    const float *offset;
-    const bf16 *bias;  // or null
-
-    void scale(float *sums, int width, int64_t first, float row_scale) const {
+// Sums of `width` columns from `first` on become numbers.
+void scale(const penstock_matrix &w, int part, float *sums, int width, int64_t first, float row_scale) {
+    const float *offsets = static_cast<const float *>(w.offsets[part]) + first;
 #pragma omp simd
-        for (int c = 0; c < width; c++) sums[c] = (sums[c] - offset[first + c]) * row_scale;
-    }
-};
+    for (int c = 0; c < width; c++) sums[c] = (sums[c] - offsets[c]) * row_scale;
+}
 
 template <int ACTIVATION>
-void gated(const uint8_t *x, const float *row_scales, const uint8_t *weights, bf16 *out, int64_t m, int64_t n, int64_t k,
-           Columns gates, Columns ups) {
+void gated(const penstock_matrix &w, const QuantizedRows &x, int64_t m, uint16_t *out) {
     constexpr int kHalf = kPanel / 2;
     const auto finish = [&](float *sums, int64_t row, int rows, int64_t panel) {
         const int64_t first = panel * kHalf;
-        const int width = static_cast<int>(std::min<int64_t>(kHalf, n - first));
+        const int width = static_cast<int>(std::min<int64_t>(kHalf, w.n - first));
         for (int r = 0; r < rows; r++) {
-            gates.scale(sums + r * kPanel, width, first, row_scales[row + r]);
-            ups.scale(sums + r * kPanel + kHalf, width, first, row_scales[row + r]);
-            write_gated_row<ACTIVATION>(sums + r * kPanel, width, from(gates.bias, first), from(ups.bias, first),
-                                        out + (row + r) * n + first);
+            scale(w, 0, sums + r * kPanel, width, first, x.scales[row + r]);
+            scale(w, 1, sums + r * kPanel + kHalf, width, first, x.scales[row + r]);
+            write_gated_row<ACTIVATION>(sums + r * kPanel, width, from(w.biases[0], first), from(w.biases[1], first),
+                                        reinterpret_cast<bf16 *>(out) + (row + r) * w.n + first);
         }
     };
-    product4(x, weights, m, (n + kHalf - 1) / kHalf, k, finish);
+    product4(x.values, static_cast<const uint8_t *>(w.weights), m, (w.n + kHalf - 1) / kHalf, w.k, finish);
 }
 
 // The scale of a group, of a few tried, that leaves the least squared error: with 4 bits the largest weight is not always
@@ -203,33 +198,29 @@ void penstock_pack_int4(const uint16_t *weight, uint8_t *out, float *offsets, in
     }
 }
 
-// out[m, n] = x[m, k] x weights + bias[n] + residual[m, n], both optional. x, row_scales: of quantize_rows.
-void penstock_matmul_int4(const uint8_t *x, const float *row_scales, const uint8_t *weights, const float *offsets,
-                          uint16_t *out, int64_t m, int64_t n, int64_t k, const uint16_t *bias,
-                          const uint16_t *residual) {
-    const Columns columns{offsets, reinterpret_cast<const bf16 *>(bias)};
-    const bf16 *add = reinterpret_cast<const bf16 *>(residual);
+// As the products of matmul_bf16.cpp. scratch: m * (k + 4) bytes.
+void penstock_matmul_int4(const penstock_matrix *w, const uint16_t *x, int64_t stride, int64_t m,
+                          const uint16_t *residual, uint16_t *out, void *scratch) {
+    const QuantizedRows rows_of_x(scratch, m, w->k);
+    penstock_quantize_rows_bf16(x, stride, rows_of_x.values, rows_of_x.scales, m, w->k);
     const auto finish = [&](float *sums, int64_t row, int rows, int64_t panel) {
         const int64_t first = panel * kPanel;
-        const int width = static_cast<int>(std::min<int64_t>(kPanel, n - first));
+        const int width = static_cast<int>(std::min<int64_t>(kPanel, w->n - first));
         for (int r = 0; r < rows; r++) {
-            const int64_t at = (row + r) * n + first;
-            columns.scale(sums + r * kPanel, width, first, row_scales[row + r]);
-            write_row(sums + r * kPanel, width, from(columns.bias, first), from(add, at),
+            const int64_t at = (row + r) * w->n + first;
+            scale(*w, 0, sums + r * kPanel, width, first, rows_of_x.scales[row + r]);
+            write_row(sums + r * kPanel, width, from(w->biases[0], first), from(residual, at),
                       reinterpret_cast<bf16 *>(out) + at);
         }
     };
-    product4(x, weights, m, (n + kPanel - 1) / kPanel, k, finish);
+    product4(rows_of_x.values, static_cast<const uint8_t *>(w->weights), m, (w->n + kPanel - 1) / kPanel, w->k, finish);
 }
 
-// out[m, n] = activation(x x gate + gate_bias) * (x x up + up_bias); weights: panels of 32 columns of gate and the same
-// 32 of up. activation: 0 silu, 1 gelu by tanh, 2 relu. The biases are optional.
-void penstock_gated_int4(const uint8_t *x, const float *row_scales, const uint8_t *weights, const float *gate_offsets,
-                         const float *up_offsets, uint16_t *out, int64_t m, int64_t n, int64_t k,
-                         const uint16_t *gate_bias, const uint16_t *up_bias, int64_t activation) {
-    auto *chosen = activation == kSilu ? gated<kSilu> : activation == kGeluTanh ? gated<kGeluTanh> : gated<kRelu>;
-    chosen(x, row_scales, weights, reinterpret_cast<bf16 *>(out), m, n, k,
-           Columns{gate_offsets, reinterpret_cast<const bf16 *>(gate_bias)},
-           Columns{up_offsets, reinterpret_cast<const bf16 *>(up_bias)});
+void penstock_gated_int4(const penstock_matrix *w, const uint16_t *x, int64_t stride, int64_t m, uint16_t *out,
+                         void *scratch) {
+    const QuantizedRows rows(scratch, m, w->k);
+    penstock_quantize_rows_bf16(x, stride, rows.values, rows.scales, m, w->k);
+    auto *chosen = w->activation == kSilu ? gated<kSilu> : w->activation == kGeluTanh ? gated<kGeluTanh> : gated<kRelu>;
+    chosen(*w, rows, m, out);
 }
 }

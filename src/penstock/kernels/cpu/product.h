@@ -17,6 +17,18 @@
 
 #include <algorithm>
 
+extern "C" {
+
+// A packed matrix [k inputs, n outputs], or the two of a gated MLP: what belongs to the gate comes first.
+struct penstock_matrix {
+    const void *weights;          // panels
+    const float *scales[2];       // of 8-bit columns
+    const void *offsets[2];       // of quantized columns, what the 128 that rows are stored up adds to a sum
+    const uint16_t *biases[2];    // bfloat16, or null
+    int64_t n, k, activation;
+};
+}
+
 namespace penstock {
 
 constexpr int kPanel = 64;      // output columns of a panel: 4 registers of 16
@@ -181,6 +193,21 @@ inline void write_gated_row(float *values, int width, const bf16 *gate_bias, con
     for (int c = 0; c < width; c++) narrow(activate<ACTIVATION>(values[c]) * up[c], out[c]);
 }
 
-inline const bf16 *from(const bf16 *numbers, int64_t at) { return numbers ? numbers + at : nullptr; }
+inline const bf16 *from(const uint16_t *numbers, int64_t at) {
+    return numbers ? reinterpret_cast<const bf16 *>(numbers) + at : nullptr;
+}
+
+// Rows of activations as the dot of 8 bits takes them: round(x / scale) + 128, the scale of a row being its largest
+// |x| / 127 (matmul_int8.cpp). They lie in scratch memory of m * (k + 4) bytes.
+struct QuantizedRows {
+    uint8_t *values;
+    float *scales;
+
+    QuantizedRows(void *scratch, int64_t m, int64_t k)
+        : values(static_cast<uint8_t *>(scratch)), scales(reinterpret_cast<float *>(values + m * k)) {}
+};
+
+extern "C" void penstock_quantize_rows_bf16(const uint16_t *x, int64_t stride, uint8_t *out, float *scales, int64_t m,
+                                            int64_t k);
 
 }  // namespace penstock
