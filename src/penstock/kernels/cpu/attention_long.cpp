@@ -8,12 +8,8 @@
 
 #include "attention.h"
 
-#include <limits>
 #include <type_traits>
 
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
 #ifdef __AVX512BF16__
 #include "product.h"
 #endif
@@ -24,7 +20,6 @@ namespace {
 constexpr int kKeys = 64;   // keys of a stretch, and dimensions of a panel of values
 constexpr int kRows = 96;   // query rows of a tile
 constexpr int kPanels = kMaxDim / kKeys;
-constexpr float kNever = -std::numeric_limits<float>::infinity();
 
 typedef float Lanes __attribute__((vector_size(64), may_alias));
 
@@ -182,68 +177,6 @@ struct Tile {
     float highest[kRows], total[kRows];
 };
 
-#ifdef __AVX512F__
-
-inline __m512 exponential(__m512 x) {  // as exp_nonpositive; what lies far below zero underflows
-    const __m512 z = _mm512_mul_ps(_mm512_max_ps(_mm512_set1_ps(-150.0f), x), _mm512_set1_ps(1.44269504088896f));
-    const __m512 n = _mm512_roundscale_ps(z, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    const __m512 f = _mm512_mul_ps(_mm512_sub_ps(z, n), _mm512_set1_ps(0.693147180559945f));
-    __m512 p = _mm512_set1_ps(1.0f / 720);
-    for (const float c : {1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(c));
-    return _mm512_scalef_ps(p, n);
-}
-
-inline void store(float *to, const __m512 *lanes) {
-    for (int j = 0; j < 4; j++) _mm512_store_ps(to + j * 16, lanes[j]);
-}
-
-#ifdef __AVX512BF16__
-inline void store(bf16 *to, const __m512 *lanes) {
-    for (int j = 0; j < 4; j += 2) {
-        _mm512_store_si512(to + j * 16, (__m512i)_mm512_cvtne2ps_pbh(lanes[j + 1], lanes[j]));
-    }
-}
-#endif
-
-// The largest score of keys [begin, end) of a stretch, or `top`. weights: exp(score - largest), zero outside; returns
-// their sum. A NaN is no largest, but makes its weight NaN.
-template <typename Number>
-inline float weigh(const float *scores, int begin, int end, float &top, Number *weights) {
-    const uint64_t seen = (end == kKeys ? ~0ull : (1ull << end) - 1) & (begin == kKeys ? 0 : ~0ull << begin);
-    __m512 lanes[4], most = _mm512_set1_ps(top);
-    for (int j = 0; j < 4; j++) {
-        lanes[j] = _mm512_load_ps(scores + j * 16);
-        most = _mm512_mask_max_ps(most, static_cast<__mmask16>(seen >> j * 16), lanes[j], most);
-    }
-    top = _mm512_reduce_max_ps(most);
-    const __m512 base = _mm512_set1_ps(top == kNever ? 0.0f : top);  // a query that sees nothing yet
-    __m512 added = _mm512_setzero_ps();
-    for (int j = 0; j < 4; j++) {
-        lanes[j] = _mm512_maskz_mov_ps(static_cast<__mmask16>(seen >> j * 16), exponential(_mm512_sub_ps(lanes[j], base)));
-        added = _mm512_add_ps(added, lanes[j]);
-    }
-    store(weights, lanes);
-    return _mm512_reduce_add_ps(added);
-}
-
-#else
-
-template <typename Number>
-inline float weigh(const float *scores, int begin, int end, float &top, Number *weights) {
-    for (int j = begin; j < end; j++) top = scores[j] > top ? scores[j] : top;
-    const float base = top == kNever ? 0.0f : top;
-    float added = 0;
-#pragma omp simd reduction(+ : added)
-    for (int j = 0; j < kKeys; j++) {
-        const float e = j >= begin && j < end ? exp_nonpositive(scores[j] - base) : 0.0f;
-        added += e;
-        narrow(e, weights[j]);
-    }
-    return added;
-}
-
-#endif
-
 // The scores of a stretch that begins at key `start` become weights; what is known of the row is brought up to them. A
 // query sees keys [low, high).
 template <typename T>
@@ -252,9 +185,9 @@ void soften(Tile<T> &tile, int r, int panels, int64_t start, int64_t low, int64_
     float *scores = tile.scores + r * kKeys;
     const int begin = static_cast<int>(std::clamp<int64_t>(low - start, 0, kKeys));
     const int end = static_cast<int>(std::clamp<int64_t>(high - start, 0, kKeys));
-    finish_scores(scores, end, rule, alibi, start);
+    finish_scores(scores, kKeys, rule, alibi, start, end);
     float top = tile.highest[r];
-    const float added = weigh(scores, begin, end, top, tile.weights + r * kKeys);
+    const float added = weigh<kKeys>(scores, begin, end, top, tile.weights + r * kKeys);
     const float shrink = top == tile.highest[r] ? 1.0f : exp_nonpositive(tile.highest[r] - top);
     tile.highest[r] = top;
     tile.total[r] = tile.total[r] * shrink + added;
