@@ -118,8 +118,9 @@ struct Unit<bf16> {
     static void multiply(const bf16 *rows, int64_t stride, const bf16 *panel, float *sums, int count, int inner,
                          bool first) {
         const char *from = reinterpret_cast<const char *>(rows), *weights = reinterpret_cast<const char *>(panel);
-        for (; count > 0; count -= kTileRows, from += kTileRows * stride * 2, sums += kTileRows * kKeys) {
-            tile_of<Bf16Dot, 0>(std::min(count, kTileRows), from, stride * 2, weights, sums, inner / 2, first, weights);
+        constexpr int kTile = Bf16Dot::kRows;
+        for (; count > 0; count -= kTile, from += kTile * stride * 2, sums += kTile * kKeys) {
+            tile_of<Bf16Dot, 0>(std::min(count, kTile), from, stride * 2, weights, sums, inner / 2, first, weights);
         }
     }
 

@@ -1,5 +1,5 @@
 // Products of bfloat16 activations with bfloat16 weights, for any number of rows: one for a single stream, thousands for
-// a prompt. AVX512_BF16 only (vdpbf16ps sums pairs of products in float32).
+// a prompt. Sums are float32.
 
 #include "product.h"
 

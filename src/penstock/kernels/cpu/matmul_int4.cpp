@@ -15,67 +15,74 @@ constexpr int kGroup = 32;                              // inputs that share a s
 constexpr int kQuads = kGroup / 4;
 constexpr int kGroupBytes = kPanel * 2 + kQuads * 128;  // scales and weights of a group of a panel
 
-typedef int32_t Lanes __attribute__((vector_size(64)));  // GCC keeps arrays of __m512i in memory
-
 // sums[ROWS][64] (+)= scales[64] * (rows[ROWS][kGroup] x weights[kQuads][64][4]). FETCH lines a quad from `next` on.
 template <int ROWS, int FETCH>
-void tile(const uint8_t *rows, int64_t stride, const int8_t *weights, const __m512 *scales, float *sums, bool first,
+void tile(const uint8_t *rows, int64_t stride, const int8_t *weights, const float *scales, float *sums, bool first,
           const char *next) {
-    Lanes sum[ROWS][4];
-    for (int r = 0; r < ROWS; r++) {
-        for (int j = 0; j < 4; j++) sum[r][j] = Lanes{};
-    }
-#pragma GCC unroll 2
-    for (int i = 0; i < kQuads; i++) {
-        __m512i columns[4];
-        for (int j = 0; j < 4; j++) columns[j] = _mm512_load_si512(weights + (i * 4 + j) * 64);
-        for (int line = 0; line < FETCH; line++) _mm_prefetch(next + (i * FETCH + line) * 64, _MM_HINT_T0);
-#pragma GCC unroll 6
+    constexpr int kWidth = Int8Dot::kWidth, kColumns = kWidth * kLanes;
+    for (int part = 0; part < kPanel; part += kColumns) {
+        Ints sum[ROWS][kWidth];
         for (int r = 0; r < ROWS; r++) {
-            int32_t quad;
-            std::memcpy(&quad, rows + r * stride + i * 4, sizeof quad);
-            const __m512i row = _mm512_set1_epi32(quad);
-            for (int j = 0; j < 4; j++) sum[r][j] = (Lanes)_mm512_dpbusd_epi32((__m512i)sum[r][j], row, columns[j]);
+            for (int j = 0; j < kWidth; j++) sum[r][j] = Ints{};
         }
-    }
-    for (int r = 0; r < ROWS; r++) {
-        for (int j = 0; j < 4; j++) {
-            float *to = sums + r * kPanel + j * 16;
-            const __m512 before = first ? _mm512_setzero_ps() : _mm512_load_ps(to);
-            _mm512_store_ps(to, _mm512_fmadd_ps(_mm512_cvtepi32_ps((__m512i)sum[r][j]), scales[j], before));
+#pragma GCC unroll 2
+        for (int i = 0; i < kQuads; i++) {
+            Int8Dot::Column columns[kWidth];
+            for (int j = 0; j < kWidth; j++) {
+                columns[j] = Int8Dot::column(reinterpret_cast<const char *>(weights) + (i * kPanel + part + j * kLanes) * 4);
+            }
+            if (part == 0) {
+                for (int line = 0; line < FETCH; line++) __builtin_prefetch(next + (i * FETCH + line) * 64);
+            }
+#pragma GCC unroll 6
+            for (int r = 0; r < ROWS; r++) {
+                const Int8Dot::Row row = Int8Dot::row(reinterpret_cast<const char *>(rows) + r * stride + i * 4);
+                for (int j = 0; j < kWidth; j++) sum[r][j] = Int8Dot::add(sum[r][j], row, columns[j]);
+            }
+        }
+        for (int r = 0; r < ROWS; r++) {
+            for (int j = 0; j < kWidth; j++) {
+                float *to = sums + r * kPanel + part + j * kLanes;
+                const Floats scale = *reinterpret_cast<const Floats *>(scales + part + j * kLanes);
+                const Floats before = first ? Floats{} : *reinterpret_cast<const Floats *>(to);
+                *reinterpret_cast<Floats *>(to) = fmadd(to_floats(sum[r][j]), scale, before);
+            }
         }
     }
 }
 
 template <int FETCH>
-void tile_of(int count, const uint8_t *rows, int64_t stride, const int8_t *weights, const __m512 *scales, float *sums,
+void tile_of(int count, const uint8_t *rows, int64_t stride, const int8_t *weights, const float *scales, float *sums,
              bool first, const char *next) {
     switch (count) {
         case 1: return tile<1, FETCH>(rows, stride, weights, scales, sums, first, next);
         case 2: return tile<2, FETCH>(rows, stride, weights, scales, sums, first, next);
         case 3: return tile<3, FETCH>(rows, stride, weights, scales, sums, first, next);
         case 4: return tile<4, FETCH>(rows, stride, weights, scales, sums, first, next);
-        case 5: return tile<5, FETCH>(rows, stride, weights, scales, sums, first, next);
-        default: return tile<6, FETCH>(rows, stride, weights, scales, sums, first, next);
+        default: break;
+    }
+    if constexpr (Int8Dot::kRows > 4) {
+        if (count == 5) return tile<5, FETCH>(rows, stride, weights, scales, sums, first, next);
+        return tile<6, FETCH>(rows, stride, weights, scales, sums, first, next);
     }
 }
 
 // sums[rows][64] = x[rows][k] x one panel.
 void panel_product(const uint8_t *x, int64_t k, const char *panel, float *sums, int rows) {
-    const int tiles = (rows + kTileRows - 1) / kTileRows;
-    const __m512i low = _mm512_set1_epi8(15), eight = _mm512_set1_epi8(8);
+    const int tiles = (rows + Int8Dot::kRows - 1) / Int8Dot::kRows;
     alignas(64) int8_t weights[kQuads * 256];
+    alignas(64) float scales[kPanel];
     for (int64_t group = 0; group < k / kGroup; group++, panel += kGroupBytes) {
-        __m512 scales[4];
-        for (int j = 0; j < 4; j++) {
-            const __m256i half = _mm256_load_si256(reinterpret_cast<const __m256i *>(panel) + j);
-            scales[j] = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-        }
-        for (int i = 0; i < kQuads * 2; i++) {
-            const __m512i both = _mm512_load_si512(panel + kPanel * 2 + i * 64);
-            const __m512i high = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
-            _mm512_store_si512(weights + i * 128, _mm512_sub_epi8(_mm512_and_si512(both, low), eight));
-            _mm512_store_si512(weights + i * 128 + 64, _mm512_sub_epi8(high, eight));
+        const bf16 *stored = reinterpret_cast<const bf16 *>(panel);
+#pragma omp simd
+        for (int c = 0; c < kPanel; c++) scales[c] = widen(stored[c]);
+        const uint8_t *both = reinterpret_cast<const uint8_t *>(panel) + kPanel * 2;
+        for (int i = 0; i < kQuads * 2; i++, both += 64) {
+#pragma omp simd
+            for (int c = 0; c < 64; c++) {
+                weights[i * 128 + c] = static_cast<int8_t>((both[c] & 15) - 8);
+                weights[i * 128 + 64 + c] = static_cast<int8_t>((both[c] >> 4) - 8);
+            }
         }
         // the groups that are fetched lie some way ahead: one is too short a time for memory to answer
         const char *next = panel + 3 * kGroupBytes;

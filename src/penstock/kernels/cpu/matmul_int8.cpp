@@ -1,6 +1,6 @@
-// Products of 8-bit activations with 8-bit weights: four at a time in int32 (vpdpbusd, AVX512_VNNI), half the bytes and
-// twice the arithmetic of bfloat16. Activations are quantized row by row at run time, weights column by column at load,
-// both to [-127, 127] times a scale. The instruction wants one side unsigned, so activations are stored 128 up, and what
+// Products of 8-bit activations with 8-bit weights, summed exactly in int32: half the bytes and, with VNNI, twice the
+// arithmetic of bfloat16. Activations are quantized row by row at run time, weights column by column at load,
+// both to [-127, 127] times a scale. VNNI wants one side unsigned, so activations are stored 128 up, and what
 // that adds, 128 times the sum of a column, is taken off at the end.
 
 #include "product.h"
@@ -9,17 +9,6 @@
 
 namespace penstock {
 namespace {
-
-struct Dot {
-    using Sum = int32_t;
-    typedef int32_t Vector __attribute__((vector_size(64)));  // GCC keeps arrays of __m512i in memory
-    static Vector zero() { return Vector{}; }
-    static Vector load(const Sum *from) { return *reinterpret_cast<const Vector *>(from); }
-    static void store(Sum *to, Vector x) { *reinterpret_cast<Vector *>(to) = x; }
-    static Vector add(Vector sum, __m512i row, __m512i columns) {
-        return (Vector)_mm512_dpbusd_epi32((__m512i)sum, row, columns);
-    }
-};
 
 // Sums of `width` columns from `first` on become numbers.
 void scale(const penstock_matrix &w, int part, const int32_t *sums, int width, int64_t first, float row_scale,
@@ -44,7 +33,7 @@ void gated(const penstock_matrix &w, const QuantizedRows &x, int64_t m, uint16_t
                                         reinterpret_cast<bf16 *>(out) + (row + r) * w.n + first);
         }
     };
-    product<Dot>(x.values, w.k, w.weights, m, (w.n + kHalf - 1) / kHalf, w.k, finish);
+    product<Int8Dot>(x.values, w.k, w.weights, m, (w.n + kHalf - 1) / kHalf, w.k, finish);
 }
 
 }  // namespace
@@ -130,7 +119,7 @@ void penstock_matmul_int8(const penstock_matrix *w, const uint16_t *x, int64_t s
             write_row(values, width, from(w->biases[0], first), from(residual, at), reinterpret_cast<bf16 *>(out) + at);
         }
     };
-    product<Dot>(rows_of_x.values, w->k, w->weights, m, (w->n + kPanel - 1) / kPanel, w->k, finish);
+    product<Int8Dot>(rows_of_x.values, w->k, w->weights, m, (w->n + kPanel - 1) / kPanel, w->k, finish);
 }
 
 void penstock_gated_int8(const penstock_matrix *w, const uint16_t *x, int64_t stride, int64_t m, uint16_t *out,
