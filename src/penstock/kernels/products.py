@@ -123,11 +123,20 @@ def pack(form: str, weights: tuple[Tensor, ...], biases: tuple[Tensor | None, ..
 def multiply(packed: Packed, x: Tensor, residual: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias + residual. x: [T, in] bfloat16; residual: [T, n] bfloat16 -> [T, n]."""
     x = x if x.stride(1) == 1 else x.contiguous()
-    out = x.new_empty(len(x), packed.n)
-    residual = None if residual is None else residual.contiguous()
+    rows = x.shape[0]
+    out = x.new_empty(rows, packed.n)
+    added = None if residual is None else residual.contiguous().data_ptr()
     scratch = _scratch(packed, x)
     _multiply[packed.form](
-        packed.matrix, x.data_ptr(), x.stride(0), len(x), _address(residual), out.data_ptr(), _address(scratch)
+        *(
+            packed.matrix,
+            x.data_ptr(),
+            x.stride(0),
+            rows,
+            added,
+            out.data_ptr(),
+            None if scratch is None else scratch.data_ptr(),
+        )
     )
     return out
 
@@ -135,9 +144,12 @@ def multiply(packed: Packed, x: Tensor, residual: Tensor | None = None) -> Tenso
 def multiply_gated(packed: Packed, x: Tensor) -> Tensor:
     """activation(x @ gate.T + gate_bias) * (x @ up.T + up_bias). x: [T, in] bfloat16 -> [T, n]."""
     x = x if x.stride(1) == 1 else x.contiguous()
-    out = x.new_empty(len(x), packed.n)
+    rows = x.shape[0]
+    out = x.new_empty(rows, packed.n)
     scratch = _scratch(packed, x)
-    _gated[packed.form](packed.matrix, x.data_ptr(), x.stride(0), len(x), out.data_ptr(), _address(scratch))
+    _gated[packed.form](
+        packed.matrix, x.data_ptr(), x.stride(0), rows, out.data_ptr(), None if scratch is None else scratch.data_ptr()
+    )
     return out
 
 
@@ -157,8 +169,8 @@ def quantize_columns(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _scratch(packed: Packed, x: Tensor) -> Tensor | None:
-    """Where quantized rows and their scales go."""
-    return None if packed.form == "bf16" else x.new_empty(len(x) * (packed.k + 4), dtype=torch.uint8)
+    """Where quantized rows, a byte a number, and their scales go."""
+    return None if packed.form == "bf16" else x.new_empty(x.shape[0] * (packed.k + 4) // 2)
 
 
 def _address(tensor: Tensor | None) -> int | None:
