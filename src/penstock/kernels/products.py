@@ -56,6 +56,9 @@ _pack_int4 = _bind("penstock_pack_int4", [*[_POINTER] * 3, *[_INT] * 4])
 _quantize_rows = _bind("penstock_quantize_rows_bf16", [_POINTER, _INT, *[_POINTER] * 2, *[_INT] * 2])
 
 
+COMPILED = _multiply["int8"] is not None  # whether any of this can be used
+
+
 @dataclass(frozen=True)
 class Packed:
     """A matrix [out, in], or the two of a gated MLP, as the kernels of one form take it.
