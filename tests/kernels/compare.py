@@ -111,6 +111,42 @@ def restricted(rng: random.Random, dtype: torch.dtype) -> None:
     assert torch.equal(got.nan_to_num(9e9), expected.nan_to_num(9e9)), (m, n, dtype, withheld)
 
 
+def drawn(rng: random.Random) -> None:
+    """Draws against the twin: the same token, but where rounding may decide."""
+    m, n = rng.choice([1, 5]), rng.choice([1, 7, 600, 5000])
+    x = torch.randn(m, n) * 10 ** rng.uniform(-3, 1.5)
+    x[0, : n // 3] = float("-inf")
+    if rng.random() < 0.3:
+        x = x.round()  # ties
+    rules = [
+        sampling.DrawRule(
+            rng.choice([1.0, 0.3, 2.0, 1e-6]),
+            rng.choice([1.0, 0.9, 0.3, 1e-6]),
+            rng.choice([0.0, 0.1, 1.0]),
+            rng.choice([0, 1, 5, 50]),
+            rng.random(),
+        )
+        for _ in range(m)
+    ]
+    got, logprobs = native.draw(x, rules)
+    for row, rule, token_id, logprob in zip(x, rules, got.tolist(), logprobs.tolist(), strict=True):
+        kept = row.clone()
+        alone, probability = sampling.draw_plainly(kept.unsqueeze(0), [rule])
+        same = alone.item() == token_id and abs(probability.item() - logprob) < 1e-3 * (1 + abs(logprob))
+        if same:
+            continue
+        # a borderline token on either side of a bound, or the number on either side of a token
+        near = [sampling.draw_plainly(row.clone().unsqueeze(0), [rule._replace(at=rule.at + d)]) for d in (-1e-5, 1e-5)]
+        shifted = rule._replace(top_p=min(1.0, rule.top_p * (1 + 1e-4)), min_p=rule.min_p * (1 - 1e-4))
+        near.append(sampling.draw_plainly(row.clone().unsqueeze(0), [shifted]))
+        shifted = rule._replace(top_p=rule.top_p * (1 - 1e-4), min_p=min(1.0, rule.min_p * (1 + 1e-4)))
+        near.append(sampling.draw_plainly(row.clone().unsqueeze(0), [shifted]))
+        assert any(near_id.item() == token_id for near_id, _ in near), (rule, token_id, alone, logprob, probability)
+    broken = torch.zeros(3, 9)
+    broken[0, 4], broken[1], broken[2, 8] = float("nan"), float("-inf"), float("inf")
+    assert native.draw(broken, [sampling.DrawRule(1.0, 1.0, 0.0, 0, 0.5)] * 3)[1].isnan().all()
+
+
 def bf16_products(rng: random.Random) -> None:
     """Packed products against float64, at ragged shapes; the result of a row does not depend on its batch."""
     m = rng.choice([1, 2, 5, 7, 12, 13, 33, 64, 65, 97, 200])
@@ -245,6 +281,7 @@ def main() -> None:
         rotary(rng, rng.choice([torch.float32, torch.bfloat16]))
         norm(rng)
         largest(rng)
+        drawn(rng)
         restricted(rng, rng.choice([torch.float32, torch.bfloat16]))
         if multiplies:
             bf16_products(rng)

@@ -16,9 +16,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from penstock.engine.request import Sampling, Token
+from penstock.engine.request import EngineRequest, Sampling, Token
 from penstock.engine.sequence import Sequence
-from penstock.kernels.sampling import largest, restrict
+from penstock.kernels.sampling import (
+    DrawRule,
+    cool,
+    draw,
+    inverted,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    largest,
+    restrict,
+)
 
 _TIES = 64  # further alternatives that tie with the last; a flat distribution ties everywhere
 _COLDEST = 1e-6  # temperatures below are greedy in float32 anyway
@@ -59,27 +69,68 @@ def choose(logits: Tensor, sequences: list[Sequence], watermark: Watermark) -> l
             results[i] = Token(token_id) if value > _EXCLUDED else BrokenScores()
     if rest:
         scores = (logits if not bare else logits[rest]).float()
-        process(scores, [sequences[i] for i in rest], watermark)
-        ids = _pick(scores, [sequences[i] for i in rest])
-        logprobs = scores - torch.logsumexp(scores, dim=-1, keepdim=True)
-        chosen = logprobs.gather(1, ids.unsqueeze(1)).squeeze(1).tolist()
-        for row, (i, token_id, logprob) in enumerate(zip(rest, ids.tolist(), chosen, strict=True)):
-            if logprob != logprob:
-                results[i] = BrokenScores()
-                continue
-            top = _top(logprobs[row], requests[i].top_n_tokens)
-            results[i] = Token(token_id, logprob if requests[i].logprobs else None, top)
+        chosen = _choose_among(scores, [sequences[i] for i in rest], watermark)
+        for i, token in zip(rest, chosen, strict=True):
+            results[i] = token
     return [result for result in results if result is not None]
 
 
 def process(scores: Tensor, sequences: list[Sequence], watermark: Watermark) -> None:
     """Apply every processor that a row asks for, in order and in place. scores: [n, vocab] float32, -inf = excluded."""
-    busy = [(row, s) for row, s in enumerate(sequences) if not s.request.sampling.plain]
-    for row, sequence in busy:
-        _penalize(scores[row], sequence, watermark)
-    _restrict(scores, sequences)
-    for row, sequence in busy:
+    _prepare(scores, sequences, watermark)
+    for row, sequence in enumerate(sequences):
         _sharpen(scores[row], sequence.request.sampling)
+
+
+def _choose_among(scores: Tensor, sequences: list[Sequence], watermark: Watermark) -> list[Token | BrokenScores]:
+    """`choose` for rows that are drawn, changed, or tell more than their token. scores: [n, vocab] float32."""
+    _prepare(scores, sequences, watermark)
+    simple = [i for i, s in enumerate(sequences) if _draws_simply(s.request)]
+    others = sorted(set(range(len(sequences))) - set(simple))
+    results: dict[int, Token | BrokenScores] = {}
+    if simple:
+        rules = [_rule_of(sequences[i]) for i in simple]
+        ids, logprobs = draw(scores if not others else scores[simple], rules)
+        for i, token_id, logprob in zip(simple, ids.tolist(), logprobs.tolist(), strict=True):
+            results[i] = _token(token_id, logprob, sequences[i].request)
+    if others:
+        rest = scores if not simple else scores[others]
+        for row, i in zip(rest, others, strict=True):
+            _sharpen(row, sequences[i].request.sampling)
+        ids = _pick(rest, [sequences[i] for i in others])
+        logprobs = rest - torch.logsumexp(rest, dim=-1, keepdim=True)
+        chosen = logprobs.gather(1, ids.unsqueeze(1)).squeeze(1).tolist()
+        for row, i, token_id, logprob in zip(logprobs, others, ids.tolist(), chosen, strict=True):
+            request = sequences[i].request
+            results[i] = _token(token_id, logprob, request, _top(row, request.top_n_tokens))
+    return [results[i] for i in range(len(sequences))]
+
+
+def _token(
+    token_id: int, logprob: float, request: EngineRequest, top: list[tuple[int, float]] | None = None
+) -> Token | BrokenScores:
+    if logprob != logprob:
+        return BrokenScores()
+    return Token(token_id, logprob if request.logprobs else None, top or [])
+
+
+def _draws_simply(request: EngineRequest) -> bool:
+    """Whether one pass over the scores draws the token; the rest needs all scores as they are in the end."""
+    return request.sampling.draws and request.sampling.typical_p >= 1.0 and not request.top_n_tokens
+
+
+def _rule_of(sequence: Sequence) -> DrawRule:
+    s = sequence.request.sampling
+    temperature = min(max(s.temperature, _COLDEST), _HUGE)
+    return DrawRule(temperature, s.top_p, s.min_p, s.top_k, uniform(s.seed, len(sequence.ids)))
+
+
+def _prepare(scores: Tensor, sequences: list[Sequence], watermark: Watermark) -> None:
+    """What comes before the temperature, in place: bias, watermark, penalties, grammar."""
+    for row, sequence in enumerate(sequences):
+        if not sequence.request.sampling.plain:
+            _penalize(scores[row], sequence, watermark)
+    _restrict(scores, sequences)
 
 
 def uniform(seed: int, position: int) -> float:
@@ -115,16 +166,8 @@ def _pick(scores: Tensor, sequences: list[Sequence]) -> Tensor:
     ids = scores.argmax(dim=-1)
     for i, sequence in enumerate(sequences):
         if sequence.request.sampling.draws:
-            ids[i] = _draw(scores[i], uniform(sequence.request.sampling.seed, len(sequence.ids)))
+            ids[i] = inverted(scores[i], uniform(sequence.request.sampling.seed, len(sequence.ids)))
     return ids
-
-
-def _draw(row: Tensor, at: float) -> int:
-    """The token at which the cumulative distribution, in the order of the ids, passes `at`. row: [vocab]."""
-    cumulative = np.cumsum(torch.softmax(row, dim=0).numpy(), dtype=np.float64)
-    total = cumulative[-1]
-    below = min(at * total, np.nextafter(total, 0))  # rounding must not lead past the last token that can be drawn
-    return min(int(np.searchsorted(cumulative, below, side="right")), len(row) - 1)
 
 
 def _penalize(row: Tensor, sequence: Sequence, watermark: Watermark) -> None:
@@ -154,36 +197,15 @@ def _penalize(row: Tensor, sequence: Sequence, watermark: Watermark) -> None:
 def _sharpen(row: Tensor, sampling: Sampling) -> None:
     """Temperature, and the rules that keep only the likelier tokens, in place. row: [vocab]."""
     if sampling.temperature != 1.0:
-        # from the maximum down, so that a tiny temperature leaves a greedy row and not infinities
-        row -= row.max()
-        row /= min(max(sampling.temperature, _COLDEST), _HUGE)
+        cool(row, min(max(sampling.temperature, _COLDEST), _HUGE))
     if sampling.top_k > 0:
-        _keep_top_k(row, sampling.top_k)
+        keep_top_k(row, sampling.top_k)
     if sampling.top_p < 1.0:
-        _keep_top_p(row, sampling.top_p)
+        keep_top_p(row, sampling.top_p)
     if sampling.typical_p < 1.0:
         _keep_typical(row, sampling.typical_p)
-    if sampling.min_p > 0.0:  # Nguyen et al. 2024: relative to the likeliest token
-        probabilities = torch.softmax(row, dim=0)
-        row[probabilities < sampling.min_p * probabilities.max()] = _EXCLUDED
-
-
-def _keep_top_k(row: Tensor, k: int) -> None:
-    """Exclude everything below the k-th largest; ties with it stay."""
-    if k < len(row):
-        row[row < row.topk(k).values[-1]] = _EXCLUDED
-
-
-def _keep_top_p(row: Tensor, p: float) -> None:
-    """Keep the likeliest tokens until their mass reaches p; at least one. (Holtzman et al. 2020)
-
-    Tokens that tie with the last one kept stay.
-    """
-    probabilities = torch.softmax(row, dim=0).numpy()
-    ordered = np.sort(probabilities)[::-1]  # NumPy's vector sort: many times faster than torch's on a processor
-    mass = np.cumsum(ordered, dtype=np.float64)
-    last = min(int(np.searchsorted(mass, p)), len(ordered) - 1)  # the token that crosses p is kept
-    row[torch.from_numpy(probabilities < ordered[last])] = _EXCLUDED
+    if sampling.min_p > 0.0:
+        keep_min_p(row, sampling.min_p)
 
 
 def _keep_typical(row: Tensor, p: float) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from penstock.devices.cpu import flags
 
-_VERSION = 5
+_VERSION = 6
 _AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
 _LEVELS = {
     "v4bf16": {*_AVX512, "avx512_bf16", "avx512_vnni"},
@@ -87,6 +87,7 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.penstock_rms_norm_bf16.restype = None
     library.penstock_argmax_bf16.argtypes = [_pointer] * 3 + [_int] * 2
     library.penstock_argmax_bf16.restype = None
+    library.penstock_draw_f32.argtypes, library.penstock_draw_f32.restype = [_pointer] * 4 + [_int] * 2, None
     return library
 
 
@@ -235,3 +236,30 @@ def restrict(x: Tensor, masks: Sequence[NDArray[np.uint32] | None], withheld: Se
         (_int * bounds[-1])(*itertools.chain.from_iterable(withheld)),
         bounds,
     )
+
+
+class _Draw(ctypes.Structure):
+    """penstock_draw of kernels/cpu/sampling.cpp."""
+
+    _fields_ = (
+        ("temperature", _float),
+        ("top_p", _float),
+        ("min_p", _float),
+        ("top_k", _int),
+        ("at", ctypes.c_double),
+    )
+
+
+def can_draw(x: Tensor) -> bool:
+    """Whether `draw` takes these rows."""
+    return LIBRARY is not None and x.dtype == torch.float32 and x.is_contiguous() and x.shape[1] > 0
+
+
+def draw(x: Tensor, rules: Sequence[tuple[float, float, float, int, float]]) -> tuple[Tensor, Tensor]:
+    """kernels.sampling.draw. Only what `can_draw` allows. rules: n of (temperature, top_p, min_p, top_k, at)."""
+    ids, logprobs = x.new_empty(len(x), dtype=torch.int64), x.new_empty(len(x))
+    assert LIBRARY is not None  # noqa: S101 (can_draw)
+    LIBRARY.penstock_draw_f32(
+        x.data_ptr(), (_Draw * len(x))(*(_Draw(*rule) for rule in rules)), ids.data_ptr(), logprobs.data_ptr(), *x.shape
+    )
+    return ids, logprobs

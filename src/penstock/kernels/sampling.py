@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -47,3 +48,75 @@ def restrict_plainly(
             row[list(ids)] = _EXCLUDED
             if (row == _EXCLUDED).all():
                 row[list(ids)] = kept
+
+
+class DrawRule(NamedTuple):
+    """How a token is drawn, in TGI's order. temperature: above 0; top_p: 1 for all; min_p, top_k: 0 for all; at: in [0,
+    1), where the cumulative distribution, in the order of the ids, is inverted."""
+
+    temperature: float
+    top_p: float
+    min_p: float
+    top_k: int
+    at: float
+
+
+def draw(scores: Tensor, rules: Sequence[DrawRule]) -> tuple[Tensor, Tensor]:
+    """A token of each row, and its log-probability among what its rule keeps; NaN where the scores allow none.
+
+    scores: [n, vocab] float32, -inf for what may not come; may be changed -> [n] int64, [n] float32
+    """
+    return native.draw(scores, rules) if native.can_draw(scores) else draw_plainly(scores, rules)
+
+
+def draw_plainly(scores: Tensor, rules: Sequence[DrawRule]) -> tuple[Tensor, Tensor]:
+    """The twin of the compiled kernel."""
+    ids, logprobs = scores.new_zeros(len(scores), dtype=torch.int64), scores.new_empty(len(scores))
+    for i, (row, rule) in enumerate(zip(scores, rules, strict=True)):
+        cool(row, rule.temperature)
+        if rule.top_k:
+            keep_top_k(row, rule.top_k)
+        if rule.top_p < 1:
+            keep_top_p(row, rule.top_p)
+        if rule.min_p > 0:
+            keep_min_p(row, rule.min_p)
+        ids[i] = inverted(row, rule.at)
+        logprobs[i] = row.log_softmax(0)[ids[i]]
+    return ids, logprobs
+
+
+def cool(row: Tensor, temperature: float) -> None:
+    """Divide by the temperature, in place, from the maximum down, so that a tiny one leaves a greedy row and not
+    infinities. row: [vocab]"""
+    row -= row.max()
+    row /= temperature
+
+
+def keep_top_k(row: Tensor, k: int) -> None:
+    """Exclude everything below the k-th largest, in place; ties with it stay. row: [vocab]"""
+    if k < len(row):
+        row[row < row.topk(k).values[-1]] = _EXCLUDED
+
+
+def keep_top_p(row: Tensor, p: float) -> None:
+    """Keep the likeliest tokens until their mass reaches p, in place; at least one, and whatever ties with the last.
+    (Holtzman et al. 2020) row: [vocab]"""
+    probabilities = torch.softmax(row, dim=0).numpy()
+    ordered = np.sort(probabilities)[::-1]  # NumPy's vector sort: many times faster than torch's on a processor
+    mass = np.cumsum(ordered, dtype=np.float64)
+    last = min(int(np.searchsorted(mass, p)), len(ordered) - 1)  # the token that crosses p is kept
+    row[torch.from_numpy(probabilities < ordered[last])] = _EXCLUDED
+
+
+def keep_min_p(row: Tensor, p: float) -> None:
+    """Exclude what is less likely than p times the likeliest, in place. (Nguyen et al. 2024) row: [vocab]"""
+    probabilities = torch.softmax(row, dim=0)
+    row[probabilities < p * probabilities.max()] = _EXCLUDED
+
+
+def inverted(row: Tensor, at: float) -> int:
+    """The token at which the cumulative distribution, in the order of the ids, passes `at`. row: [vocab]"""
+    cumulative = np.cumsum(torch.softmax(row, dim=0).numpy(), dtype=np.float64)
+    total = cumulative[-1]
+    below = min(at * total, np.nextafter(total, 0))  # rounding must not lead past the last token that can be drawn
+    return min(int(np.searchsorted(cumulative, below, side="right")), len(row) - 1)
