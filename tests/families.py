@@ -266,7 +266,9 @@ def _router(rng: random.Random) -> Options:
 
 
 def _mixtral(rng: random.Random) -> Options:
-    return _mistral(rng) | _router(rng)
+    options = _mistral(rng)  # transformers' scaled rope needs the head size stated
+    stated = {"head_dim": options["hidden_size"] // options["num_attention_heads"]}
+    return stated | options | _router(rng)
 
 
 def _qwen2(rng: random.Random) -> Options:
