@@ -84,12 +84,12 @@ def paged_attention(
     """
     out = torch.empty_like(q)
     compiled = softcap is None and chunk is None and alibi is None and native.can_attend(q, k_cache)
-    rule = _Rule(scale, window, softcap, chunk, alibi)
     for group in groups:
         rows = slice(group.start, group.end)
         if compiled and group.length <= SHORT:
             native.attend(q[rows], out[rows], k_cache, v_cache, group.blocks, group.contexts, scale, window)
         else:
+            rule = _Rule(scale, window, softcap, chunk, alibi)
             _attend(q[rows], out[rows], k_cache, v_cache, group, rule)
     return out.flatten(1)
 
