@@ -45,7 +45,6 @@ def load_model(config: EngineConfig, on_stage: Callable[[Stage], None]) -> Loade
     The fit is checked before a weight is read. Raises PenstockError of the fitting kind.
     """
     clock = _Clock(on_stage)
-    keep_freed_memory()
     folder = Path(config.model_path)
     decoder_config, names = describe(folder, config.rope_scaling, config.rope_factor)
     dtype, why = choose_dtype(config.dtype, decoder_config.dtype)
@@ -67,6 +66,7 @@ def load_model(config: EngineConfig, on_stage: Callable[[Stage], None]) -> Loade
     clock.done("KV memory", f"weights {human(weight_bytes)} + KV {kv_text}")
 
     decoder = Decoder.load(entries, decoder_config, names, dtype, limits.max_total_tokens, form)
+    keep_freed_memory()  # from here on: what loading frees is not needed again
     cache = decoder.new_cache(plan.num_blocks, plan.block_size)
     clock.done("load", f"{human(weight_bytes)} of weights, {torch.get_num_threads()} threads")
     return LoadedModel(decoder, cache, limits)

@@ -1,11 +1,10 @@
 """Paged attention: runs of any length over a cache of blocks.
 
-Short runs go to the compiled kernel, which reads the blocks where they lie. Long ones, and all of them where nothing is
-compiled, are gathered and multiplied by torch.
+The compiled kernels read the blocks where they lie. Where nothing is compiled, blocks are gathered and multiplied by
+torch.
 
-The cache of one layer is two tensors [kv_heads, blocks, block_size, head_dim]: with the heads outermost, the blocks of
-one sequence gather into a matrix per head by copying whole blocks, and grouped query heads multiply it without being
-repeated.
+The cache of one layer is two tensors [blocks, kv_heads, block_size, head_dim]: a sequence is a few long stretches of
+memory, and a new one touches few pages.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from penstock.kernels import native
 from penstock.kernels.rotary import rotate
 
 SCORES = 2**24  # elements of one tile of scores; a longer run is scored in slices of its queries
-SHORT = 8  # longest run for the compiled kernel; beyond, matrix products share more of the work
 SLICE = 256  # queries of a run in one tile at most: keys beyond the slice are never touched by it
 
 
@@ -58,8 +56,9 @@ def rotate_into_cache(
     """
     if native.can_rotate(q, cos, k_cache):
         return native.rotate_into(q, k, v, cos, sin, slots, k_cache, v_cache)
-    k_cache.flatten(1, 2).index_copy_(1, slots, rotate(k, cos, sin).transpose(0, 1))
-    v_cache.flatten(1, 2).index_copy_(1, slots, v.transpose(0, 1))
+    block, place = slots // k_cache.shape[2], slots % k_cache.shape[2]
+    k_cache.transpose(1, 2)[block, place] = rotate(k, cos, sin)
+    v_cache.transpose(1, 2)[block, place] = v
     return rotate(q, cos, sin)
 
 
@@ -83,11 +82,14 @@ def paged_attention(
     query's place adds the same to all, which softmax forgets).
     """
     out = torch.empty_like(q)
-    compiled = softcap is None and chunk is None and alibi is None and native.can_attend(q, k_cache)
+    compiled = native.can_attend(q, k_cache)
     for group in groups:
         rows = slice(group.start, group.end)
-        if compiled and group.length <= SHORT:
-            native.attend(q[rows], out[rows], k_cache, v_cache, group.blocks, group.contexts, scale, window)
+        if compiled:
+            native.attend(
+                *(q[rows], out[rows], k_cache, v_cache, group.blocks, group.contexts),
+                *(scale, window, softcap, chunk, alibi),
+            )
         else:
             rule = _Rule(scale, window, softcap, chunk, alibi)
             _attend(q[rows], out[rows], k_cache, v_cache, group, rule)
@@ -107,11 +109,11 @@ class _Rule:
 
 def _attend(q: Tensor, out: Tensor, k_cache: Tensor, v_cache: Tensor, group: RunGroup, rule: _Rule) -> None:
     """One group by two matrix products over its gathered keys and values. q, out: [batch * length, heads, dim]."""
-    kv_heads, _blocks, block_size, dim = k_cache.shape
+    _blocks, kv_heads, block_size, dim = k_cache.shape
     batch, length, longest, repeats = group.batch, group.length, max(group.contexts), q.shape[1] // kv_heads
     shape = (kv_heads, batch, group.blocks.shape[1] * block_size, dim)
-    k = k_cache.flatten(2).index_select(1, group.blocks.flatten()).view(shape)
-    v = v_cache.flatten(2).index_select(1, group.blocks.flatten()).view(shape)
+    k = k_cache[group.blocks].permute(2, 0, 1, 3, 4).reshape(shape)
+    v = v_cache[group.blocks].permute(2, 0, 1, 3, 4).reshape(shape)
     queries = q.view(batch, length, kv_heads, repeats, dim)
     mixed = out.view(batch, length, kv_heads, repeats, dim)
     step = max(1, min(SLICE, SCORES // (q.shape[1] * batch * shape[2])))

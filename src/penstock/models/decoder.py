@@ -42,7 +42,7 @@ class Decoder:
 
     def new_cache(self, num_blocks: int, block_size: int) -> KVCache:
         """An empty cache. Zeroed, because stale infinities would poison the padding of attention."""
-        shape = (self.config.num_kv_heads, num_blocks, block_size, self.config.head_width)
+        shape = (num_blocks, self.config.num_kv_heads, block_size, self.config.head_width)
         return [
             (zeros_on_demand(shape, self.dtype, huge=True), zeros_on_demand(shape, self.dtype, huge=True))
             for _ in range(self.config.num_layers)

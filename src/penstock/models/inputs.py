@@ -8,7 +8,7 @@ from torch import Tensor
 
 from penstock.kernels.attention import RunGroup
 
-KVCache = list[tuple[Tensor, Tensor]]  # per layer keys and values, [kv_heads, blocks, block_size, head_width]
+KVCache = list[tuple[Tensor, Tensor]]  # per layer keys and values, [blocks, kv_heads, block_size, head_width]
 
 
 @dataclass(frozen=True)
