@@ -236,7 +236,8 @@ class WeightMap:
     def found_in(self, names: Container[str]) -> WeightMap:
         """These names as a checkpoint with `names` spells them: without the base where only the base model was saved,
         under another where the decoder is part of a larger model, with the head's common name where it has that."""
-        bases = (self.base, self.base.removeprefix("model."), "", "model.language_model.", f"language_model.{self.base}")
+        bare = self.base.removeprefix("model.")
+        bases = (self.base, bare, "", "model.language_model.", f"language_model.{self.base}")
         base = next((base for base in bases if f"{base}{self.embedding}.weight" in names), self.base)
         heads = (self.head, "lm_head", "language_model.lm_head")
         return replace(self, base=base, head=next((head for head in heads if f"{head}.weight" in names), self.head))
