@@ -116,7 +116,7 @@ def test_every_family_loads_and_runs_in_every_format(quantize: str, tmp_path: Pa
         stored = sum(entry.end - entry.start for entry in entries.values()) / 2
         assert planned <= 1.35 * stored, name
         assert engine._decoder.config.kv_elements * 2 * engine.limits.block_size == sum(
-            (k[:, 0].numel() + v[:, 0].numel()) * 2 for k, v in engine._cache
+            (k[0].numel() + v[0].numel()) * 2 for k, v in engine._cache
         )
 
 
