@@ -367,7 +367,7 @@ def _gemma3(rng: random.Random) -> Options:
 
 def _falcon(rng: random.Random) -> Options:
     alibi = _coin(rng)
-    size = _size(rng, even=not alibi)
+    size = _size(rng)  # transformers wants even heads, ALiBi or not
     new = _coin(rng)
     options = {
         **size,
