@@ -19,6 +19,7 @@ from penstock.engine.step import GATHERED
 from penstock.errors import ResourceError, UsageError
 from penstock.formats import FORMATS, Format
 from penstock.hub.checkpoint import TensorEntry, read_checkpoint
+from penstock.kernels import products
 from penstock.kernels.attention import SCORES
 from penstock.models.config import DecoderConfig, WeightMap
 from penstock.models.decoder import Decoder
@@ -47,15 +48,11 @@ def load_model(config: EngineConfig, on_stage: Callable[[Stage], None]) -> Loade
     clock = _Clock(on_stage)
     folder = Path(config.model_path)
     decoder_config, names = describe(folder, config.rope_scaling, config.rope_factor)
-    dtype, why = choose_dtype(config.dtype, decoder_config.dtype)
-    spelled = str(dtype).removeprefix("torch.")
-    if config.quantize not in FORMATS:
-        raise UsageError(f"unknown format {config.quantize!r}", hint=f"--quantize takes {', '.join(FORMATS)}")
-    form = FORMATS[config.quantize]
     entries = read_checkpoint(folder)
+    name, dtype, text = _choose_format(config, decoder_config, names, entries)
+    form = FORMATS[name]
     weight_bytes = _weight_bytes(entries, decoder_config, names, dtype, form)
-    stored = "" if config.quantize == "none" else f", its matrices in {config.quantize} (--quantize)"
-    clock.done("model", f"{decoder_config.family} decoder in {spelled}: {why} (--dtype){stored}")
+    clock.done("model", f"{decoder_config.family} decoder {text}")
 
     limits, plan = _fit(config, decoder_config, dtype, weight_bytes)
     kv_token = plan.kv_bytes // (plan.num_blocks * plan.block_size)
@@ -70,6 +67,26 @@ def load_model(config: EngineConfig, on_stage: Callable[[Stage], None]) -> Loade
     cache = decoder.new_cache(plan.num_blocks, plan.block_size)
     clock.done("load", f"{human(weight_bytes)} of weights, {torch.get_num_threads()} threads")
     return LoadedModel(decoder, cache, limits)
+
+
+def _choose_format(
+    config: EngineConfig, decoder: DecoderConfig, names: WeightMap, entries: dict[str, TensorEntry]
+) -> tuple[str, torch.dtype, str]:
+    """The name of the format, the working type, and both in words."""
+    asked = config.quantize
+    if asked not in (*FORMATS, "bf16", "auto"):
+        raise UsageError(f"unknown format {asked!r}", hint=f"--quantize takes {', '.join(FORMATS)}, bf16, auto")
+    name, reason = {"bf16": "none", "auto": "none"}.get(asked, asked), ""
+    if asked == "auto" and products.COMPILED:
+        half = available_bytes() // 2
+        fits = _weight_bytes(entries, decoder, names, torch.bfloat16, FORMATS["int8"]) <= half
+        name = "int8" if fits else "int4"
+        reason = ": half the bytes of bfloat16" if fits else ": 8 bits would take half of the free memory"
+    dtype, why = choose_dtype(
+        "bfloat16" if asked == "bf16" else config.dtype, decoder.dtype, products.COMPILED, name != "none"
+    )
+    stored = "" if name == "none" else f", its matrices in {name}{reason} (--quantize)"
+    return name, dtype, f"in {str(dtype).removeprefix('torch.')}: {why} (--dtype){stored}"
 
 
 class _Clock:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +38,11 @@ class RunGroup:
     blocks: Tensor
     # the mask of the last slice of queries, for each window and chunk: the layers of a step share it
     masks: dict[tuple[int | None, int | None], tuple[int, Tensor | None]] = field(default_factory=dict)
+
+    @cached_property
+    def ends(self) -> Tensor:
+        """contexts as a tensor [batch]."""
+        return torch.tensor(self.contexts)
 
     @property
     def batch(self) -> int:
@@ -84,15 +90,14 @@ def paged_attention(
     out = torch.empty_like(q)
     compiled = native.can_attend(q, k_cache)
     for group in groups:
-        rows = slice(group.start, group.end)
+        whole = group.start == 0 and group.end == len(q)
+        rows, result = (q, out) if whole else (q[group.start : group.end], out[group.start : group.end])
         if compiled:
             native.attend(
-                *(q[rows], out[rows], k_cache, v_cache, group.blocks, group.contexts),
-                *(scale, window, softcap, chunk, alibi),
+                rows, result, k_cache, v_cache, group.blocks, group.ends, scale, window, softcap, chunk, alibi
             )
         else:
-            rule = _Rule(scale, window, softcap, chunk, alibi)
-            _attend(q[rows], out[rows], k_cache, v_cache, group, rule)
+            _attend(rows, result, k_cache, v_cache, group, _Rule(scale, window, softcap, chunk, alibi))
     return out.flatten(1)
 
 

@@ -56,6 +56,9 @@ _pack_int4 = _bind("penstock_pack_int4", [*[_POINTER] * 3, *[_INT] * 4])
 _quantize_rows = _bind("penstock_quantize_rows_bf16", [_POINTER, _INT, *[_POINTER] * 2, *[_INT] * 2])
 
 
+COMPILED = _multiply["int8"] is not None  # whether any of this can be used
+
+
 @dataclass(frozen=True)
 class Packed:
     """A matrix [out, in], or the two of a gated MLP, as the kernels of one form take it.
@@ -123,11 +126,20 @@ def pack(form: str, weights: tuple[Tensor, ...], biases: tuple[Tensor | None, ..
 def multiply(packed: Packed, x: Tensor, residual: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias + residual. x: [T, in] bfloat16; residual: [T, n] bfloat16 -> [T, n]."""
     x = x if x.stride(1) == 1 else x.contiguous()
-    out = x.new_empty(len(x), packed.n)
-    residual = None if residual is None else residual.contiguous()
+    rows = x.shape[0]
+    out = x.new_empty(rows, packed.n)
+    added = None if residual is None else residual.contiguous().data_ptr()
     scratch = _scratch(packed, x)
     _multiply[packed.form](
-        packed.matrix, x.data_ptr(), x.stride(0), len(x), _address(residual), out.data_ptr(), _address(scratch)
+        *(
+            packed.matrix,
+            x.data_ptr(),
+            x.stride(0),
+            rows,
+            added,
+            out.data_ptr(),
+            None if scratch is None else scratch.data_ptr(),
+        )
     )
     return out
 
@@ -135,9 +147,12 @@ def multiply(packed: Packed, x: Tensor, residual: Tensor | None = None) -> Tenso
 def multiply_gated(packed: Packed, x: Tensor) -> Tensor:
     """activation(x @ gate.T + gate_bias) * (x @ up.T + up_bias). x: [T, in] bfloat16 -> [T, n]."""
     x = x if x.stride(1) == 1 else x.contiguous()
-    out = x.new_empty(len(x), packed.n)
+    rows = x.shape[0]
+    out = x.new_empty(rows, packed.n)
     scratch = _scratch(packed, x)
-    _gated[packed.form](packed.matrix, x.data_ptr(), x.stride(0), len(x), out.data_ptr(), _address(scratch))
+    _gated[packed.form](
+        packed.matrix, x.data_ptr(), x.stride(0), rows, out.data_ptr(), None if scratch is None else scratch.data_ptr()
+    )
     return out
 
 
@@ -157,8 +172,8 @@ def quantize_columns(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _scratch(packed: Packed, x: Tensor) -> Tensor | None:
-    """Where quantized rows and their scales go."""
-    return None if packed.form == "bf16" else x.new_empty(len(x) * (packed.k + 4), dtype=torch.uint8)
+    """Where quantized rows, a byte a number, and their scales go."""
+    return None if packed.form == "bf16" else x.new_empty(x.shape[0] * (packed.k + 4) // 2)
 
 
 def _address(tensor: Tensor | None) -> int | None:

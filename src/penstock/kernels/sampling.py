@@ -29,7 +29,15 @@ def restrict(scores: Tensor, masks: Sequence[NDArray[np.uint32] | None], withhel
     may); withheld: n lists of different ids that may not come either, unless a mask leaves a row nothing else.
     """
     if native.can_restrict(scores):
-        return native.restrict(scores, masks, withheld)
+        native.restrict(scores, masks, withheld)
+    else:
+        restrict_plainly(scores, masks, withheld)
+
+
+def restrict_plainly(
+    scores: Tensor, masks: Sequence[NDArray[np.uint32] | None], withheld: Sequence[Sequence[int]]
+) -> None:
+    """The twin of the compiled kernel."""
     for row, mask, ids in zip(scores, masks, withheld, strict=True):
         if mask is not None:
             allowed = np.unpackbits(mask.view(np.uint8), count=len(row), bitorder="little")
