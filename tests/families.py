@@ -84,6 +84,20 @@ SHAPES: dict[str, Options] = {
         "num_hidden_layers": 7,
         "query_pre_attn_scalar": 32,
     },
+    "gemma-3-4b": {
+        "model_type": "gemma3",
+        "text_config": {**USUAL, "head_dim": 32, "sliding_window": 20, "sliding_window_pattern": 2},
+        "vision_config": {
+            "model_type": "siglip_vision_model",
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 14,
+        },
+        "mm_tokens_per_image": 4,
+    },
     "falcon-7b": {"model_type": "falcon", **MULTI_HEAD, "tie_word_embeddings": True},
     "falcon-40b": {
         "model_type": "falcon",
@@ -266,7 +280,9 @@ def _router(rng: random.Random) -> Options:
 
 
 def _mixtral(rng: random.Random) -> Options:
-    return _mistral(rng) | _router(rng)
+    options = _mistral(rng)  # transformers' scaled rope needs the head size stated
+    stated = {"head_dim": options["hidden_size"] // options["num_attention_heads"]}
+    return stated | options | _router(rng)
 
 
 def _qwen2(rng: random.Random) -> Options:
@@ -351,7 +367,7 @@ def _gemma3(rng: random.Random) -> Options:
 
 def _falcon(rng: random.Random) -> Options:
     alibi = _coin(rng)
-    size = _size(rng, even=not alibi)
+    size = _size(rng)  # transformers wants even heads, ALiBi or not
     new = _coin(rng)
     options = {
         **size,

@@ -58,7 +58,7 @@ def compare(
     first, second = generate(engine, requests), generate(engine, requests)
     assert engine.stats.used_blocks == 0
     ours = [first[i].ids for i in range(len(rows))]
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = reference(folder)
     worst, wrong = 0.0, []
     for i, (row, ids) in enumerate(zip(rows, ours, strict=True)):
         assert first[i].error is None, first[i].error
@@ -68,6 +68,11 @@ def compare(
         if scores is not None:
             worst = max(worst, float((decoder_logits(engine, row + ids[:-1]) - scores).abs().max()))
     return Difference(wrong, worst)
+
+
+def reference(folder: Path) -> PreTrainedModel:
+    """transformers' model, its experts in the implementation that takes any size."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, experts_implementation="eager")
 
 
 @torch.inference_mode()
@@ -85,7 +90,7 @@ def generated(folder: Path, row: list[int], new: int) -> tuple[list[int], None]:
 
     A fresh model for each: with dynamic rope scaling transformers carries the longest length over to later calls.
     """
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = reference(folder)
     model.generation_config.eos_token_id = None
     prompt = torch.tensor([row])
     ids = model.generate(prompt, max_new_tokens=new, do_sample=False, attention_mask=torch.ones_like(prompt))

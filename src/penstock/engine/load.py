@@ -109,7 +109,8 @@ def _weight_bytes(
     tables = {names.embedding_tensor, f"{names.base}{names.positions}.weight"}
     total = 0.0
     for name, entry in entries.items():
-        if len(entry.shape) <= 3:  # masks that old checkpoints store have four axes
+        ours = name.startswith((names.base, names.head))  # a larger model has more, which is not read
+        if ours and len(entry.shape) <= 3:  # masks that old checkpoints store have four axes
             matrix = len(entry.shape) >= 2 and name not in tables
             total += prod(entry.shape) * (size if matrix else dtype.itemsize)
     if config.tie_head and names.head_tensor not in entries and (dtype == torch.bfloat16 or form.weight_bytes):

@@ -235,7 +235,9 @@ class WeightMap:
 
     def found_in(self, names: Container[str]) -> WeightMap:
         """These names as a checkpoint with `names` spells them: without the base where only the base model was saved,
-        with the head's common name where it has that."""
-        bare = self.embedding_tensor not in names and f"{self.embedding}.weight" in names
-        common = self.head_tensor not in names and "lm_head.weight" in names
-        return replace(self, base="" if bare else self.base, head="lm_head" if common else self.head)
+        under another where the decoder is part of a larger model, with the head's common name where it has that."""
+        bare = self.base.removeprefix("model.")
+        bases = (self.base, bare, "", "model.language_model.", f"language_model.{self.base}")
+        base = next((base for base in bases if f"{base}{self.embedding}.weight" in names), self.base)
+        heads = (self.head, "lm_head", "language_model.lm_head")
+        return replace(self, base=base, head=next((head for head in heads if f"{head}.weight" in names), self.head))

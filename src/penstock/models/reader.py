@@ -12,6 +12,15 @@ from penstock.models.config import DecoderConfig
 _ROPE_KINDS = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
 
 
+def text_config(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a multimodal model's config.json that describes its text decoder."""
+    part = raw.get("text_config") or {}
+    if not isinstance(part, dict):
+        raise ModelError("config.json: `text_config` must be an object")
+    shared = {key: raw[key] for key in ("tie_word_embeddings", "dtype", "torch_dtype") if raw.get(key) is not None}
+    return {**shared, **part}
+
+
 class ConfigReader:
     """A config.json, with what an absent key means to the family.
 

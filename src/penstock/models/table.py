@@ -18,9 +18,6 @@ or in {formats} (`--quantize`). Greedy float32 output is token-exact against `tr
 chunks of a prompt, the prefix cache and the preemptions. What a row says is the family's usual configuration; what
 config.json sets otherwise (biases, windows, norms, rope scaling, tied heads, head sizes) is followed.
 
-*Attention*: how many kv heads, and what is done to scores. Short runs, and with them decoding, go to the compiled
-kernel unless this column says **gathered**: then PyTorch multiplies the gathered blocks, right but slower.
-
 | model_type | models | positions | norms | residual | attention | MLP |
 |---|---|---|---|---|---|---|
 """
@@ -79,12 +76,11 @@ def _attention(config: DecoderConfig) -> str:
         kinds = ["multi-query" if config.num_kv_heads == 1 else "grouped"]
     if any(config.windows):
         kinds.append("windows")
-    gathered = config.alibi is not None or config.attention_softcap is not None or any(config.chunks)
     if config.attention_softcap is not None:
         kinds.append("softcap")
     if any(config.chunks):
         kinds.append("chunks")
-    return ", ".join(kinds) + (" (**gathered**)" if gathered else "")
+    return ", ".join(kinds)
 
 
 def _mlp(config: DecoderConfig) -> str:

@@ -34,9 +34,9 @@ def describe(
     raw = read_config(folder)
     kind = raw.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
-        names = ", ".join(map(str, raw.get("architectures") or [kind]))
+        asked = ", ".join(map(str, raw.get("architectures") or [kind]))
         raise ModelError(
-            f"unsupported architecture: {names} (model_type {kind!r})",
+            f"unsupported architecture: {asked} (model_type {kind!r})",
             f"supported model types: {', '.join(FAMILIES)}",
         )
     if raw.get("quantization_config"):

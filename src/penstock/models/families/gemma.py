@@ -10,7 +10,7 @@ from penstock.errors import ModelError
 from penstock.models.config import DecoderConfig, HeadNormConfig, NormConfig, WeightMap
 from penstock.models.families.llama import llama_like
 from penstock.models.family import Family
-from penstock.models.reader import ConfigReader
+from penstock.models.reader import ConfigReader, text_config
 
 GEMMA = {
     "vocab_size": 256000,
@@ -121,8 +121,14 @@ def _norm(c: ConfigReader) -> NormConfig:
     return NormConfig(eps=c.number("rms_norm_eps"), offset=1.0)
 
 
+def read_gemma3_whole(raw: Mapping[str, Any]) -> tuple[DecoderConfig, WeightMap]:
+    """The text decoder of a Gemma 3 that also sees images."""
+    return read_gemma3(text_config(raw))
+
+
 FAMILIES = {
     "gemma": Family("Gemma 1, CodeGemma", read_gemma),
     "gemma2": Family("Gemma 2", read_gemma2),
     "gemma3_text": Family("Gemma 3 (270M, 1B)", read_gemma3),
+    "gemma3": Family("Gemma 3 (4B, 12B, 27B), its text decoder", read_gemma3_whole),
 }

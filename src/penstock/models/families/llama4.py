@@ -12,7 +12,7 @@ from penstock.models.config import DecoderConfig, ExpertsConfig, HeadNormConfig,
 from penstock.models.families.llama import llama_like
 from penstock.models.families.smollm3 import rotated_layers
 from penstock.models.family import Family
-from penstock.models.reader import ConfigReader
+from penstock.models.reader import ConfigReader, text_config
 
 DEFAULTS = {
     "vocab_size": 202048,
@@ -87,4 +87,12 @@ def read(raw: Mapping[str, Any]) -> tuple[DecoderConfig, WeightMap]:
     return replace(config, rope=rope, layer_ropes=ropes, qk_norm=qk_norm), WEIGHTS
 
 
-FAMILIES = {"llama4_text": Family("Llama 4, text only", read)}
+def read_whole(raw: Mapping[str, Any]) -> tuple[DecoderConfig, WeightMap]:
+    """The text decoder of a Llama 4 that also sees images."""
+    return read(text_config(raw))
+
+
+FAMILIES = {
+    "llama4_text": Family("Llama 4, text only", read),
+    "llama4": Family("Llama 4 Scout, Maverick, their text decoder", read_whole),
+}

@@ -60,8 +60,8 @@ def read(raw: Mapping[str, Any]) -> tuple[DecoderConfig, WeightMap]:
     )
     names = WEIGHTS
     if not before:
-        sums = {"attention_sum_norm": names.attention_norm, "mlp_sum_norm": names.mlp_norm}
-        names = replace(names, attention_norm=None, mlp_norm=None, **sums)
+        first, second = names.attention_norm, names.mlp_norm
+        names = replace(names, attention_norm=None, attention_sum_norm=first, mlp_norm=None, mlp_sum_norm=second)
     if not before or c.flag("_remove_final_layer_norm"):
         names = replace(names, final_norm=None)
     return config, replace(names, project_in="project_in", project_out="project_out") if narrow else names

@@ -66,7 +66,7 @@ def read_qwen3(raw: Mapping[str, Any]) -> tuple[DecoderConfig, WeightMap]:
 def read_qwen2_moe(raw: Mapping[str, Any]) -> tuple[DecoderConfig, WeightMap]:
     """The description of a Qwen 1.5 or 2 MoE decoder from its config.json."""
     c = ConfigReader(raw, QWEN2_MOE)
-    full = c.integer("max_window_layers")
+    full = c.number("max_window_layers")
     windows = _windows(c, [i % 2 == 0 and i < full for i in range(c.integer("num_hidden_layers"))])
     experts = _experts(c, "num_experts", c.integer("shared_expert_intermediate_size"))
     given = {"qkv_bias": c.flag("qkv_bias"), "out_bias": False, "mlp_bias": False}
@@ -105,7 +105,7 @@ def _experts(c: ConfigReader, count: str, shared_size: int) -> ExpertsConfig:
 
 def _late_windows(c: ConfigReader) -> tuple[int | None, ...]:
     """The first `max_window_layers` layers see everything, the others a window."""
-    full = c.raw["max_window_layers"]
+    full = c.number("max_window_layers")
     return _windows(c, [i >= full for i in range(c.integer("num_hidden_layers"))])
 
 
