@@ -129,7 +129,7 @@ GREEDY = [
 def outcome(source: str) -> str:
     """What a client would get to see."""
     try:
-        template = ChatTemplate(source, None, None)
+        template = ChatTemplate(source, {})
     except TemplateFailure as failure:
         return failure.what
     try:
@@ -203,7 +203,7 @@ def test_injections_through_the_process() -> None:
 
 def test_after_a_killed_rendering_the_next_one_works() -> None:
     kill = "{{ (range(99999) | map('string') | map('list') | sum(start=[])) | length }}"
-    template = ChatTemplate({"default": "fine {{ messages[0].content }}", "kill": kill}, None, None)
+    template = ChatTemplate({"default": "fine {{ messages[0].content }}", "kill": kill}, {})
     with pytest.raises(TemplateFailure, match="more than 1 s, or took too much memory"):
         template.render(TALK, name="kill")
     assert template.render(TALK) == "fine x"
@@ -212,7 +212,7 @@ def test_after_a_killed_rendering_the_next_one_works() -> None:
 
 def test_the_process_has_no_secrets_and_goes_with_us(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    template = ChatTemplate("x", None, None)
+    template = ChatTemplate("x", {})
     (child,) = template._renderers._idle
     environ = Path(f"/proc/{child._process.pid}/environ")
     if environ.exists():
