@@ -199,7 +199,7 @@ def test_special_tokens_by_their_names_as_transformers(tmp_path: Path, made: Cal
     shown = "|".join(f"{{{{ {name} }}}}" for name in ("bos_token", *names))
     BYTE_LEVEL.backend.save(str(tmp_path / "tokenizer.json"))
     settings: dict[str, Any] = {name: f"<{name}>" for name in names}
-    settings |= {"pad_token": {"content": "<pad>"}, "extra_special_tokens": ["<a>", "<b>"], "add_bos_token": True}
+    settings |= {"pad_token": "<pad>", "extra_special_tokens": ["<a>", "<b>"], "add_bos_token": True}
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
     (tmp_path / "chat_template.jinja").write_text(shown)
