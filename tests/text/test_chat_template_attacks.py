@@ -148,12 +148,21 @@ def tells_nothing(text: str) -> None:
         assert word not in text, text[:300]
 
 
-@pytest.mark.parametrize("source", GREEDY, ids=range(len(GREEDY)))
-def test_greedy_templates_end_soon(source: str) -> None:
+def seconds_for(source: str) -> tuple[str, float]:
     began = time.monotonic()
-    text = outcome(source)
-    took = time.monotonic() - began
-    assert took < 1.5 + 0.5, took  # half a second for starting the process, on a busy machine
+    return outcome(source), time.monotonic() - began
+
+
+@pytest.fixture(scope="module")
+def start_seconds() -> float:
+    """What starting the process takes here; a server does it once."""
+    return max(seconds_for("x")[1] for _ in range(3))
+
+
+@pytest.mark.parametrize("source", GREEDY, ids=range(len(GREEDY)))
+def test_greedy_templates_end_soon(source: str, start_seconds: float) -> None:
+    text, took = seconds_for(source)
+    assert took - start_seconds < 1.5
     tells_nothing(text)
 
 
