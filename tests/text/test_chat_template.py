@@ -282,6 +282,7 @@ def test_the_format_of_calls_and_the_think_tags(made: Callable[..., ChatTemplate
     named = {name: made(source).tool_format.name for name, source in ALL.items()}
     assert named == dict.fromkeys(ALL, "generic") | {
         "llama3": "llama3", "qwen2.5": "hermes", "qwen3": "hermes", "hermes": "hermes", "mistral": "mistral",
+        "command-r": "cohere-action",
     }  # fmt: skip
     assert made(MISTRAL.replace("[TOOL_CALLS][", "[TOOL_CALLS]x[ARGS]")).tool_format.name == "mistral-args"
     assert made({"default": CHATML, "tool_use": LLAMA3}).tool_format.name == "llama3"
