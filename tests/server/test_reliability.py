@@ -251,7 +251,7 @@ def test_three_kills_of_the_engine_under_32_streams(start_server: StartServer, l
 def test_a_drain_of_64_streams(start_server: StartServer, long_llama: Path, again: int) -> None:
     """K4, 50 times in the long run."""
     server = start_server(long_llama, "--max-batch-total-tokens", "65536")
-    streams = [follow(server, endless(f"fox {n}", tokens=150)) for n in range(64)]
+    streams = [follow(server, endless(f"fox {n}", tokens=400)) for n in range(64)]  # a second at least
     time.sleep(random.Random(again).uniform(0, 0.1))
     server.interrupt()
     assert server.wait_health(503, 1) < 0.2
