@@ -23,7 +23,7 @@ from penstock.text.grammar import GrammarSpec, Kind, source_of
 from penstock.text.tokenizer import Tokenizer, load_tokenizer
 from tests.checkpoints import save_tiny
 from tests.engine.driver import Generated, generate
-from tests.text.made import GEMMA, LLAMA, METASPACE
+from tests.text.made import GEMMA, LLAMA, byte_fallback
 from tests.text.schemas import LINKED, TREE, supported
 
 DEMO = Path(__file__).parents[2] / "src/penstock/demo/model"
@@ -264,9 +264,10 @@ def test_outputs_wider_than_the_tokenizer(tmp_path: Path) -> None:
     assert re.fullmatch("[a-z]{4}", text_of(folder, results[1]))
 
 
-@pytest.mark.parametrize("made", [LLAMA, GEMMA, METASPACE], ids=["llama", "gemma", "metaspace"])
-def test_sentencepiece_tokenizers(made: Tokenizer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("like", [LLAMA, GEMMA], ids=["llama", "gemma"])
+def test_sentencepiece_tokenizers(like: Tokenizer, tmp_path: Path) -> None:
     """Pieces with a mark for the space, and bytes for what has no piece."""
+    made = byte_fallback(like.backend.decoder, without="<0xZZ>")  # no byte: llguidance breaks down over such a piece
     folder = save_tiny(tmp_path / "pieces", "llama", vocab_size=288, bos_token_id=1, eos_token_id=2)
     made.backend.save(str(folder / "tokenizer.json"))
     engine = EngineLoop.load(EngineConfig(str(folder), dtype="float32"))
