@@ -20,9 +20,10 @@ from penstock.engine.grammar import Cursor
 from penstock.engine.loop import EngineLoop
 from penstock.engine.request import EngineRequest, Grammar, Sampling
 from penstock.text.grammar import GrammarSpec, Kind, source_of
-from penstock.text.tokenizer import load_tokenizer
+from penstock.text.tokenizer import Tokenizer, load_tokenizer
 from tests.checkpoints import save_tiny
 from tests.engine.driver import Generated, generate
+from tests.text.made import GEMMA, LLAMA, byte_fallback
 from tests.text.schemas import LINKED, TREE, supported
 
 DEMO = Path(__file__).parents[2] / "src/penstock/demo/model"
@@ -261,6 +262,36 @@ def test_outputs_wider_than_the_tokenizer(tmp_path: Path) -> None:
     assert results[1].finish == "eos_token"
     assert max(results[1].ids) < 512
     assert re.fullmatch("[a-z]{4}", text_of(folder, results[1]))
+
+
+@pytest.mark.parametrize("like", [LLAMA, GEMMA], ids=["llama", "gemma"])
+def test_sentencepiece_tokenizers(like: Tokenizer, tmp_path: Path) -> None:
+    """Pieces with a mark for the space, and bytes for what has no piece."""
+    made = byte_fallback(like.backend.decoder, without="<0xZZ>")  # no byte: llguidance breaks down over such a piece
+    folder = save_tiny(tmp_path / "pieces", "llama", vocab_size=288, bos_token_id=1, eos_token_id=2)
+    made.backend.save(str(folder / "tokenizer.json"))
+    engine = EngineLoop.load(EngineConfig(str(folder), dtype="float32"))
+    to_the_point = {made.backend.token_to_id(f"<0x{byte:02X}>"): 9.0 for byte in b'"}],'} | {2: 14.0}
+    asked: list[tuple[Kind, Any]] = [
+        ("regex", "[日é🦝]{3} the [a-z]{2}"),
+        ("choice", ["日本 the cat", "🦝🦝", "naïve the the"]),
+        ("json_schema", SIGHTING),
+    ]
+    sampling = Sampling(do_sample=True, temperature=1.5, logit_bias=to_the_point)
+    requests = [
+        EngineRequest(i, [5], 400, msgspec.structs.replace(sampling, seed=i), grammar=grammar(*asked[i // 9]))
+        for i in range(9 * len(asked))
+    ]
+    results = generate(engine, requests)
+    for request in requests:
+        result, (kind, value) = results[request.id], asked[request.id // 9]
+        assert result.error is None
+        assert result.finish == "eos_token"
+        text = made.decode(result.ids)
+        if kind == "regex":
+            assert re.fullmatch(value, text), text
+        else:
+            assert text in value if kind == "choice" else valid(value, text), text
 
 
 def test_models_that_cannot_follow_grammars_say_so(tmp_path: Path) -> None:

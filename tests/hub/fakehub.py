@@ -23,6 +23,8 @@ class FakeHub:
         self.requests: list[str] = []
         self.status = 0  # answer everything with this status
         self.cut: dict[str, int] = {}  # files whose first transfer ends after so many bytes
+        self.stall = ""  # the file whose transfer stops halfway, for as long as the hub runs
+        self.stalled, self.over = threading.Event(), threading.Event()
         self.url = ""
 
     @contextmanager
@@ -40,6 +42,7 @@ class FakeHub:
         try:
             yield self
         finally:
+            self.over.set()
             server.shutdown()
             server.server_close()
 
@@ -88,7 +91,14 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"ETag": f'"{_etag(data)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        self._raw(206 if start else 200, data[start:], headers, body, self.house.cut.pop(file, None) if body else None)
+        cut = self.house.cut.pop(file, None) if body else None
+        if body and file == self.house.stall:
+            cut = len(data) // 2
+        self._raw(206 if start else 200, data[start:], headers, body, cut)
+        if body and file == self.house.stall:
+            self.wfile.flush()
+            self.house.stalled.set()
+            self.house.over.wait(60)
 
     def _send(self, status: int, value: Any, headers: dict[str, str] | None = None) -> None:
         self._raw(status, json.dumps(value).encode(), headers or {}, self.command == "GET")

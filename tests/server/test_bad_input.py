@@ -201,7 +201,7 @@ def test_a_chunked_body_is_counted_while_it_arrives(server: Server) -> None:
         assert b" 413 " in sock.recv(4096)
 
 
-@pytest.mark.parametrize("headers", ["X: " + "a" * 70_000 + "\r\n", "".join(f"X-{n}: a\r\n" for n in range(200))])
+@pytest.mark.parametrize("headers", ["X: " + "a" * 70_000 + "\r\n", "".join(f"X-{n}: a\r\n" for n in range(1000))])
 def test_too_many_headers(server: Server, headers: str) -> None:
     with socket.create_connection(("127.0.0.1", server.port), 10) as sock:
         sock.sendall(f"GET /health HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n".encode())

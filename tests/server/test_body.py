@@ -128,6 +128,7 @@ def test_integers(name: str) -> None:
     assert parameter(name, "{}") == f"invalid type: map, expected {kind}"
     low = -(2**31) - 1 if kind == "i32" else -1
     assert parameter(name, str(low)) == f"invalid value: integer `{low}`, expected {kind}"
+    assert parameter(name, "-0") == f"invalid type: floating point `-0.0`, expected {kind}"
     if kind in ("u32", "i32"):
         assert parameter(name, str(2**32)) == f"invalid value: integer `{2**32}`, expected {kind}"
 
@@ -136,7 +137,8 @@ def test_integers(name: str) -> None:
 def test_floats(name: str) -> None:
     assert parameter(name, '"hot"') == 'invalid type: string "hot", expected f32'
     assert parameter(name, "[]") == "invalid type: sequence, expected f32"
-    assert parse(f'{{"inputs":"a","parameters":{{"{name}":1}}}}'.encode(), GenerateRequest).inputs == "a"
+    for number in ("1", "-0"):
+        assert parse(f'{{"inputs":"a","parameters":{{"{name}":{number}}}}}'.encode(), GenerateRequest).inputs == "a"
 
 
 @pytest.mark.parametrize("name", FLAGS)

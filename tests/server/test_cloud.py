@@ -52,6 +52,12 @@ def test_vertex_refuses(server: Server) -> None:
     assert (empty.status, empty.json()) == (422, {"error": error, "error_type": error})
     assert "missing field `instances`" in server.post("/vertex", {}).text
     assert "untagged enum VertexInstance" in server.post("/vertex", {"instances": [SHORT, {"x": 1}]}).text
+    for raw, column in (
+        ('{"instances":[{"x":1}]}', 22),
+        ('{"instances":[{"x":1} , {"inputs":"a"}]}', 24),
+        ('{"a":[1,{}],"instances": [{"inputs":"a"}, {"x":1}], "b":2}', 50),
+    ):
+        assert server.post("/vertex", raw).text.endswith(f"enum VertexInstance at line 1 column {column}")
     bad = server.post("/vertex", {"instances": [SHORT, {"inputs": "a", "parameters": {"temperature": -1}}]})
     assert (bad.status, bad.json()["error_type"]) == (422, "validation")
     server.wait_idle()

@@ -9,6 +9,8 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from .conftest import StartServer
 from .running import Server
 
@@ -100,13 +102,18 @@ def test_too_many_get_429_at_once(start_server: StartServer, long_llama: Path) -
     assert server.metric('tgi_request_failure{err="dropped"}') == 2
 
 
-def test_500_random_disconnects_leak_nothing(start_server: StartServer, long_llama: Path) -> None:
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", ["plain", "four answers", "grammar", "shared prefix"])
+def test_random_disconnects_leak_nothing(start_server: StartServer, long_llama: Path, kind: str) -> None:
     """Closed politely or reset, before the headers, in the queue, in prefill, in the midst of the answer.
 
-    60 at a time; with PENSTOCK_LONG_TESTS=1 it is 2,000, 200 at a time.
+    500 plain ones and 100 of each other kind, 60 at a time; with PENSTOCK_LONG_TESTS=1 it is 2,000, 200 at a time.
     """
-    count, at_once = (2000, 200) if os.environ.get("PENSTOCK_LONG_TESTS") == "1" else (500, 60)
-    server = start_server(long_llama, "--max-batch-total-tokens", "65536", "--max-batch-size", "16")
+    count, at_once = (500 if kind == "plain" else 100), 60
+    if os.environ.get("PENSTOCK_LONG_TESTS") == "1":
+        count, at_once = 2000, 200
+    flags = ["--max-batch-total-tokens", "65536", "--max-batch-size", "16", "--max-concurrent-requests", "1024"]
+    server = start_server(long_llama, *flags)
     sockets = Path(f"/proc/{server.process.pid}/fd")
     rng = random.Random(11)
     texts = prompts(50)
@@ -115,7 +122,13 @@ def test_500_random_disconnects_leak_nothing(start_server: StartServer, long_lla
         text = rng.choice(texts) * rng.choice([1, 1, 20])
         path, body = "/v1/chat/completions", endless(text, rng.choice([8, 2000]))
         body["stream"] = number % 3 != 0
-        if number % 4 == 1:
+        if kind == "four answers":
+            body |= {"n": 4, "temperature": 1}
+        elif kind == "grammar":
+            body["guided_regex"] = "[a-z ]{1,500}" if number % 2 else f"[a-z ]{{1,{100 + number}}}"
+        elif kind == "shared prefix":
+            body["messages"][0]["content"] = "the quick brown fox jumps over " * 20 + text
+        elif number % 4 == 1:
             path, body = "/generate_stream", {"inputs": text, "parameters": {"max_new_tokens": 400}}
         async with server.open(path, body) as (reader, writer):
             for _ in range(rng.choice([0, 0, 1, 3, 20])):
@@ -141,7 +154,7 @@ def test_500_random_disconnects_leak_nothing(start_server: StartServer, long_lla
     server.post("/generate", {"inputs": "warm", "parameters": {"max_new_tokens": 1}})
     before = len(list(sockets.iterdir()))
     asyncio.run(storm())
-    server.wait_idle(10)
+    server.wait_idle(2)
     assert len(list(sockets.iterdir())) <= before + 2
     free = server.metric('penstock_kv_blocks{state="free"}') + server.metric('penstock_kv_blocks{state="cached"}')
     assert free == server.metric("penstock_kv_blocks_capacity")

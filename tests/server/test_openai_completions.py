@@ -72,6 +72,8 @@ def test_prompts_in_all_shapes(server: Server) -> None:
     text = post(server, prompt="the quick", max_tokens=6)["choices"][0]["text"]
     for prompt in (["the quick"], ids, [ids]):
         assert post(server, prompt=prompt, max_tokens=6)["choices"][0]["text"] == text
+    mixed = post(server, prompt=["the quick", ids], max_tokens=6)
+    assert [choice["text"] for choice in mixed["choices"]] == [text, text]
     both = post(server, prompt=["the quick", "a lazy dog"], max_tokens=6)
     other = post(server, prompt="a lazy dog", max_tokens=6)
     assert [(c["index"], c["text"]) for c in both["choices"]] == [(0, text), (1, other["choices"][0]["text"])]

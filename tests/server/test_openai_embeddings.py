@@ -42,12 +42,21 @@ def test_numbers_and_base64_are_the_same(client: openai.OpenAI) -> None:
     assert plain.data[0].embedding != plain.data[1].embedding
 
 
+def test_fewer_dimensions_are_the_first_ones_at_length_one(client: openai.OpenAI) -> None:
+    whole = torch.tensor(client.embeddings.create(model="default", input="a lazy dog").data[0].embedding)
+    for dimensions in (64, 8):
+        short = client.embeddings.create(model="default", input="a lazy dog", dimensions=dimensions).data[0].embedding
+        expected = whole[:dimensions] / whole[:dimensions].norm()
+        torch.testing.assert_close(torch.tensor(short), expected)
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
         ({"input": []}, "Empty array detected"),
         ({"input": ""}, "cannot be empty"),
-        ({"input": "the", "dimensions": 8}, "`dimensions` is not supported"),
+        ({"input": "the", "dimensions": 65}, "`dimensions` must be <= 64"),
+        ({"input": "the", "dimensions": 0}, "`dimensions` must be strictly positive"),
         ({"input": [1, "a"]}, "`input` must be a string"),
         ({"input": "the " * 2000}, "`inputs` must have less than"),
         ({"input": "the", "encoding_format": "int8"}, "encoding_format"),

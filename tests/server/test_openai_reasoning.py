@@ -34,6 +34,11 @@ def test_chat(thinker: Server) -> None:
     message = choice["message"]
     assert (message["content"], choice["finish_reason"]) == ("yes", "stop")
     assert len(message["reasoning_content"]) == 8
+    usage = thinker.post("/v1/chat/completions", body).json()["usage"]
+    reasoning = usage["completion_tokens_details"]["reasoning_tokens"]
+    assert 0 < reasoning < usage["completion_tokens"]
+    responses = thinker.post("/v1/responses", {"input": "the quick", "max_output_tokens": 40, **THOUGHT}).json()
+    assert responses["usage"]["output_tokens_details"]["reasoning_tokens"] == reasoning
     found = {"content": "", "reasoning_content": ""}
     for chunk in thinker.post("/v1/chat/completions", {**body, "stream": True}).events()[:-1]:
         delta = chunk["choices"][0]["delta"]

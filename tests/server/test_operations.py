@@ -260,6 +260,14 @@ def test_every_flag_of_the_launcher_is_taken(tmp_path: Path, tiny_llama: Path) -
         server.kill()
 
 
+def test_the_launcher_is_called_by_its_own_name(tmp_path: Path) -> None:
+    shown = penstock("--help", home=tmp_path, module="penstock.cli.serve_tgi").stdout.decode()
+    assert shown.startswith("Usage: text-generation-launcher [OPTIONS] [MODEL]\n")
+    wrong = penstock("--nothing", home=tmp_path, module="penstock.cli.serve_tgi")
+    assert wrong.returncode == 2
+    assert "Try 'text-generation-launcher --help'" in wrong.stderr.decode()
+
+
 def test_every_flag_has_tgis_environment_name(tmp_path: Path) -> None:
     """A wrong value of a typed one is refused with the name of the variable."""
     for name in ("MAX_TOTAL_TOKENS", "NUM_SHARD", "QUANTIZE", "MASTER_PORT", "CUDA_MEMORY_FRACTION", "SPECULATE"):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.hub.fakehub import FakeHub
 from tests.process import check_error, command, environment, penstock
 
 from .conftest import StartServer
@@ -124,6 +125,27 @@ def test_a_signal_while_it_starts(tmp_path: Path, tiny_llama: Path, number: int)
         assert not list(tmp_path.rglob("*.key"))
     finally:
         server.kill()
+
+
+def test_ctrl_c_while_it_downloads(tmp_path: Path) -> None:
+    hub = FakeHub()
+    hub.repos["org/model"] = {"config.json": b'{"model_type": "llama"}', "model.safetensors": b"x" * 1_000_000}
+    hub.stall = "model.safetensors"
+    with hub.running():
+        server = launch(tmp_path, "org/model", HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0")
+        try:
+            assert hub.stalled.wait(30), server.errors
+            time.sleep(0.2)
+            began = time.monotonic()
+            server.interrupt(signal.SIGINT)
+            assert server.wait(10) == 130
+            assert time.monotonic() - began < 3
+        finally:
+            server.kill()
+    assert "Traceback" not in server.errors
+    halves = [file for file in (tmp_path / "hf").rglob("*") if file.is_file() and 1000 < file.stat().st_size < 10**6]
+    assert all(file.name.endswith((".incomplete", ".part")) for file in halves)
+    assert not list(tmp_path.rglob("snapshots/*/model.safetensors"))
 
 
 def test_health_says_503_until_it_is_ready(tmp_path: Path, tiny_llama: Path) -> None:

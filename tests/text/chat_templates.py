@@ -272,6 +272,14 @@ ODDS = """{%- set ns = namespace(n=0, seen=[]) -%}{%- for m in messages recursiv
 {{ {'b': [1, 2.0, none, true], 'a': 'é<&>"'} | tojson }}{{ [3, 1, 2] | sort | tojson(indent=2) }}{{ missing }}{{ {'z': 1} | tojson(separators=(',', ':')) }}
 {% filter upper %}end{% endfilter %}{{ tools | default([], true) | length }}{{ ('x ' * 3).split() | last }}{{ 7 // 2 }}{{ 7 / 2 }}{{ 2 ** 5 }}{{ -5 | abs }}{{ 'abc'[::-1] }}{{ range(3) | list }}{{ dict(a=1).a }}{{ 'a' in 'abc' and not false }}"""
 
+# Takes the tools as a key of the system message, and does not print calls.
+PHI4 = (
+    "{% for message in messages %}{% if message['role'] == 'system' and 'tools' in message and message['tools'] %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|tool|>' + message['tools'] + '<|/tool|><|end|>' }}"
+    "{% else %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
 ALL = {
     "chatml": CHATML, "zephyr": ZEPHYR, "llama2": LLAMA2, "llama3": LLAMA3, "qwen2.5": QWEN25, "qwen3": QWEN3,
     "mistral": MISTRAL, "hermes": HERMES, "gemma": GEMMA, "phi": PHI, "deepseek": DEEPSEEK, "command-r": COMMAND_R,

@@ -32,8 +32,9 @@ def vocabulary() -> dict[str, int]:
     return {word: i for i, word in enumerate(words)}
 
 
-def byte_fallback(decoder: decoders.Decoder) -> Tokenizer:
-    backend = tokenizers.Tokenizer(models.BPE(vocabulary(), [], unk_token="<unk>", byte_fallback=True))
+def byte_fallback(decoder: decoders.Decoder, without: str = "") -> Tokenizer:
+    words = {word: i for word, i in vocabulary().items() if word != without}
+    backend = tokenizers.Tokenizer(models.BPE(words, [], unk_token="<unk>", byte_fallback=True))
     backend.add_special_tokens(["<unk>", "<s>", "</s>"])
     backend.decoder = decoder
     return Tokenizer(backend, {"eos_token": "</s>"}, None)

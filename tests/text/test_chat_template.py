@@ -17,7 +17,7 @@ from penstock.text.chat_template import ChatTemplate, TemplateFailure
 from penstock.text.template_files import read_template_file, templates_of
 from penstock.text.tokenizer import load_tokenizer
 
-from .chat_templates import ALL, CHATML, COMMAND_R, HERMES, LLAMA3, MISTRAL, QWEN3
+from .chat_templates import ALL, CHATML, COMMAND_R, HERMES, LLAMA3, MISTRAL, PHI4, QWEN3
 from .made import BYTE_LEVEL
 
 TALK: list[dict[str, Any]] = [{"role": "user", "content": " Grüße <b> "}]
@@ -68,8 +68,8 @@ def made() -> Iterator[Callable[..., ChatTemplate]]:
     """Makes templates that end with the test."""
     templates: list[ChatTemplate] = []
 
-    def make(source: str | dict[str, str], bos: str | None = "<s>", eos: str | None = "</s>") -> ChatTemplate:
-        templates.append(ChatTemplate(source, bos, eos))
+    def make(source: str | dict[str, str], **tokens: str | list[str]) -> ChatTemplate:
+        templates.append(ChatTemplate(source, tokens or {"bos_token": "<s>", "eos_token": "</s>"}))
         return templates[-1]
 
     yield make
@@ -185,11 +185,32 @@ def test_named_templates_as_transformers(tmp_path: Path, made: Callable[..., Cha
     theirs = PreTrainedTokenizerFast.from_pretrained(str(tmp_path))
     ours = load_tokenizer(tmp_path)
     assert ours is not None
-    template = made(ours.chat_templates, ours.bos_token, ours.eos_token)
+    template = made(ours.chat_templates, **ours.template_tokens)
     for tools in (None, TOOLS):
         for talk in (TALKS["question"], TALKS["turns"]):
             expected = theirs.apply_chat_template(talk, tools=tools, tokenize=False, add_generation_prompt=True)
             assert template.render(talk, tools) == expected
+
+
+def test_special_tokens_by_their_names_as_transformers(tmp_path: Path, made: Callable[..., ChatTemplate]) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    names = ("pad_token", "sep_token", "cls_token", "unk_token", "mask_token", "image_token")
+    shown = "|".join(f"{{{{ {name} }}}}" for name in ("bos_token", *names))
+    BYTE_LEVEL.backend.save(str(tmp_path / "tokenizer.json"))
+    settings: dict[str, Any] = {name: f"<{name}>" for name in names}
+    settings |= {"pad_token": "<pad>", "extra_special_tokens": ["<a>", "<b>"], "add_bos_token": True}
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "chat_template.jinja").write_text(shown)
+    ours = load_tokenizer(tmp_path)
+    assert ours is not None
+    text = made(ours.chat_templates, **ours.template_tokens).render(TALK)
+    assert text == PreTrainedTokenizerFast.from_pretrained(str(tmp_path)).apply_chat_template(TALK, tokenize=False)
+    assert text == "|<pad>|<sep_token>|<cls_token>|<unk_token>|<mask_token>|<image_token>"
+    listed = made("{{ additional_special_tokens | join(',') }}{{ pad_token is defined }}", **ours.template_tokens)
+    assert listed.render(TALK) == "<a>,<b>True"
+    assert made("{{ pad_token is defined }}").render(TALK) == "False"
 
 
 def test_where_templates_are_looked_for(tmp_path: Path) -> None:
@@ -241,7 +262,7 @@ def test_loop_controls_generation_blocks_and_time(made: Callable[..., ChatTempla
         "{% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}"
         "{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}{{ strftime_now('%Y') }}{{ nothing }}"
     )
-    assert made(source, None, None).render([*TALK, *TALK]) == " Grüße <b> " + time.strftime("%Y")
+    assert made(source).render([*TALK, *TALK]) == " Grüße <b> " + time.strftime("%Y")
 
 
 def test_raise_exception_reaches_the_client_with_its_line(made: Callable[..., ChatTemplate]) -> None:
@@ -252,18 +273,28 @@ def test_raise_exception_reaches_the_client_with_its_line(made: Callable[..., Ch
 
 def test_a_template_that_does_not_compile() -> None:
     with pytest.raises(TemplateFailure, match="syntax error"):
-        ChatTemplate("{% if %}", None, None)
+        ChatTemplate("{% if %}", {})
     with pytest.raises(TemplateFailure, match="syntax error"):
-        ChatTemplate({"default": "fine", "rag": "{% for %}"}, None, None)
+        ChatTemplate({"default": "fine", "rag": "{% for %}"}, {})
 
 
 def test_the_format_of_calls_and_the_think_tags(made: Callable[..., ChatTemplate]) -> None:
     named = {name: made(source).tool_format.name for name, source in ALL.items()}
     assert named == dict.fromkeys(ALL, "generic") | {
         "llama3": "llama3", "qwen2.5": "hermes", "qwen3": "hermes", "hermes": "hermes", "mistral": "mistral",
+        "command-r": "cohere-action",
     }  # fmt: skip
     assert made(MISTRAL.replace("[TOOL_CALLS][", "[TOOL_CALLS]x[ARGS]")).tool_format.name == "mistral-args"
     assert made({"default": CHATML, "tool_use": LLAMA3}).tool_format.name == "llama3"
+    deepseek = "{{ tools }}{{ '<｜tool▁calls▁begin｜>' }}"
+    assert made(deepseek).tool_format.name == "deepseek-v3.1"
+    assert made(deepseek + "```json").tool_format.name == "deepseek"
+    unaware = made("{{ messages }}{{ '<｜tool▁calls▁begin｜>' }}").tool_format
+    assert (unaware.name, unaware.native, unaware.bare) == ("deepseek-v3.1", False, True)
+    assert made("{{ tools }}<|START_ACTION|>").tool_format.name == "cohere"
+    assert made("{{ tools }}Action: [{'tool_name'").tool_format.name == "cohere-action"
+    assert made("{{ tools }}functools[").tool_format.name == "functools"
+    assert made(PHI4).tool_format.name == "phi4"
     tags = made(QWEN3).think_tags
     assert tags is not None
     assert tags.close == "</think>"

@@ -129,7 +129,7 @@ GREEDY = [
 def outcome(source: str) -> str:
     """What a client would get to see."""
     try:
-        template = ChatTemplate(source, None, None)
+        template = ChatTemplate(source, {})
     except TemplateFailure as failure:
         return failure.what
     try:
@@ -148,12 +148,21 @@ def tells_nothing(text: str) -> None:
         assert word not in text, text[:300]
 
 
-@pytest.mark.parametrize("source", GREEDY, ids=range(len(GREEDY)))
-def test_greedy_templates_end_soon(source: str) -> None:
+def seconds_for(source: str) -> tuple[str, float]:
     began = time.monotonic()
-    text = outcome(source)
-    took = time.monotonic() - began
-    assert took < 1.5 + 0.5, took  # half a second for starting the process, on a busy machine
+    return outcome(source), time.monotonic() - began
+
+
+@pytest.fixture(scope="module")
+def start_seconds() -> float:
+    """What starting the process takes here; a server does it once."""
+    return max(seconds_for("x")[1] for _ in range(3))
+
+
+@pytest.mark.parametrize("source", GREEDY, ids=range(len(GREEDY)))
+def test_greedy_templates_end_soon(source: str, start_seconds: float) -> None:
+    text, took = seconds_for(source)
+    assert took - start_seconds < 1.5
     tells_nothing(text)
 
 
@@ -203,7 +212,7 @@ def test_injections_through_the_process() -> None:
 
 def test_after_a_killed_rendering_the_next_one_works() -> None:
     kill = "{{ (range(99999) | map('string') | map('list') | sum(start=[])) | length }}"
-    template = ChatTemplate({"default": "fine {{ messages[0].content }}", "kill": kill}, None, None)
+    template = ChatTemplate({"default": "fine {{ messages[0].content }}", "kill": kill}, {})
     with pytest.raises(TemplateFailure, match="more than 1 s, or took too much memory"):
         template.render(TALK, name="kill")
     assert template.render(TALK) == "fine x"
@@ -212,7 +221,7 @@ def test_after_a_killed_rendering_the_next_one_works() -> None:
 
 def test_the_process_has_no_secrets_and_goes_with_us(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    template = ChatTemplate("x", None, None)
+    template = ChatTemplate("x", {})
     (child,) = template._renderers._idle
     environ = Path(f"/proc/{child._process.pid}/environ")
     if environ.exists():

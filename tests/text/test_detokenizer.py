@@ -1,6 +1,11 @@
-"""Incremental decoding equals decoding at once, for any sequence of ids."""
+"""Incremental decoding equals decoding at once, for any sequence of ids.
+
+PENSTOCK_LONG_TESTS=1 makes it 10,000 sequences a test.
+"""
 
 from __future__ import annotations
+
+import os
 
 import pytest
 from hypothesis import given, settings
@@ -10,6 +15,8 @@ from penstock.text.stream import TextStream
 from penstock.text.tokenizer import Tokenizer
 
 from .made import BYTE0, BYTE_LEVEL, GEMMA, LLAMA, METASPACE, METASPACE_NEVER, WORDPIECE, vocabulary
+
+LONG = os.environ.get("PENSTOCK_LONG_TESTS") == "1"
 
 
 def streamed(tokenizer: Tokenizer, ids: list[int], prompt: list[int]) -> str:
@@ -38,7 +45,7 @@ def valid_runs(ids: list[int]) -> bool:
     return True
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=10_000 if LONG else 400, deadline=None)
 @given(st.lists(st.integers(0, len(BYTE_LEVEL) + 3), max_size=40))
 def test_byte_level_equals_the_library(ids: list[int]) -> None:
     visible = [i for i in ids if i not in BYTE_LEVEL.special_ids]
@@ -53,7 +60,7 @@ valid = st.lists(pieces, max_size=8).map(lambda parts: [i for part in parts for 
 
 
 @pytest.mark.parametrize("tokenizer", [LLAMA, GEMMA], ids=["llama", "gemma"])
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=10_000 if LONG else 300, deadline=None)
 @given(ids=valid)
 def test_byte_fallback_equals_the_library(tokenizer: Tokenizer, ids: list[int]) -> None:
     visible = [i for i in ids if i not in tokenizer.special_ids]
@@ -65,7 +72,7 @@ def test_byte_fallback_equals_the_library(tokenizer: Tokenizer, ids: list[int]) 
 
 
 @pytest.mark.parametrize("tokenizer", [METASPACE, METASPACE_NEVER, WORDPIECE], ids=["metaspace", "never", "wordpiece"])
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=10_000 if LONG else 200, deadline=None)
 @given(ids=st.lists(st.integers(0, 275), max_size=20))
 def test_other_decoders_equal_the_library(tokenizer: Tokenizer, ids: list[int]) -> None:
     visible = [i for i in ids if i not in tokenizer.special_ids]
@@ -73,7 +80,7 @@ def test_other_decoders_equal_the_library(tokenizer: Tokenizer, ids: list[int]) 
 
 
 @pytest.mark.parametrize("tokenizer", [LLAMA, GEMMA, METASPACE, BYTE_LEVEL], ids=["llama", "gemma", "meta", "bytes"])
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=10_000 if LONG else 300, deadline=None)
 @given(ids=st.lists(st.integers(0, 275), max_size=40), prompt=st.sampled_from([[], [1], [1, 260]]))
 def test_streaming_equals_one_shot_for_any_ids(tokenizer: Tokenizer, ids: list[int], prompt: list[int]) -> None:
     continues = any(i not in tokenizer.special_ids for i in prompt)

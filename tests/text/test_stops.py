@@ -1,7 +1,11 @@
-"""Stop strings: the same answer however the text is cut, and nothing beyond them is ever let out."""
+"""Stop strings: the same answer however the text is cut, and nothing beyond them is ever let out.
+
+PENSTOCK_LONG_TESTS=1 makes it 10,000 texts a test.
+"""
 
 from __future__ import annotations
 
+import os
 import time
 
 from hypothesis import given, settings
@@ -12,6 +16,7 @@ from penstock.text.stream import TextStream
 
 from .made import BYTE_LEVEL
 
+LONG = os.environ.get("PENSTOCK_LONG_TESTS") == "1"
 letters = st.text(alphabet="ab<", max_size=30)
 stops = st.lists(st.text(alphabet="ab<", max_size=5), max_size=4)
 
@@ -25,7 +30,7 @@ def first_match(text: str, patterns: list[str]) -> tuple[int, int] | None:
     return None
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=10_000 if LONG else 500, deadline=None)
 @given(text=letters, patterns=stops, data=st.data())
 def test_the_match_does_not_depend_on_the_cuts(text: str, patterns: list[str], data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
@@ -37,7 +42,7 @@ def test_the_match_does_not_depend_on_the_cuts(text: str, patterns: list[str], d
     assert found == expected
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=10_000 if LONG else 500, deadline=None)
 @given(text=letters, patterns=stops, include=st.booleans())
 def test_streamed_text_stops_where_it_must(text: str, patterns: list[str], include: bool) -> None:
     ids = BYTE_LEVEL.encode(text)

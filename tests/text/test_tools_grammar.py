@@ -17,7 +17,21 @@ from penstock.text.answer import AnswerParser, whole
 from penstock.text.grammar import GrammarRefused
 from penstock.text.reasoning import ReasoningSplitter, ThinkTags
 from penstock.text.tokenizer import Tokenizer
-from penstock.text.tools_format import GENERIC, HERMES, LLAMA3, MISTRAL, MISTRAL_ARGS, ToolFormat, shown_ids
+from penstock.text.tools_format import (
+    COHERE,
+    COHERE_ACTION,
+    DEEPSEEK,
+    DEEPSEEK_V31,
+    FUNCTOOLS,
+    GENERIC,
+    HERMES,
+    LLAMA3,
+    MISTRAL,
+    MISTRAL_ARGS,
+    PHI4,
+    ToolFormat,
+    shown_ids,
+)
 from penstock.text.tools_grammar import tool_grammar
 from penstock.text.tools_parser import ToolParser
 
@@ -32,8 +46,14 @@ TOOLS: dict[str, dict[str, Any]] = {
     "f": {"type": "object", "properties": {}, "additionalProperties": False},
 }
 ARGUMENTS = '{"city": "O}s\\"lo", "days": 3}'
-MARKS = ["<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", "<think>", "</think>"]
-FORMATS = [LLAMA3, HERMES, MISTRAL, MISTRAL_ARGS, GENERIC]
+MARKS = [
+    "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", "<think>", "</think>",
+    "<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>",
+    "<|START_ACTION|>", "<|END_ACTION|>", "<|tool_call|>", "<|/tool_call|>",
+]  # fmt: skip
+FORMATS = [
+    LLAMA3, HERMES, MISTRAL, MISTRAL_ARGS, DEEPSEEK, DEEPSEEK_V31, COHERE, COHERE_ACTION, PHI4, FUNCTOOLS, GENERIC,
+]  # fmt: skip
 
 
 def tokenizer(special: list[str]) -> Tokenizer:
@@ -69,10 +89,8 @@ def accepts(kind: Tokenizer, lark: str, text: str) -> bool:
 
 def written(format: ToolFormat, calls: list[tuple[str, str]]) -> str:
     """Calls as the format writes them."""
-    if format is MISTRAL_ARGS:
-        return "".join(f"[TOOL_CALLS]{name}[ARGS]{arguments}" for name, arguments in calls)
-    objects = [f'{{"name": "{name}", "{format.key}": {arguments}}}' for name, arguments in calls]
-    return format.before + (format.between or "").join(objects) + format.after
+    texts = [format.head.replace("NAME", name) + arguments + format.tail for name, arguments in calls]
+    return format.before + (format.between or "").join(texts) + format.after
 
 
 @pytest.mark.parametrize("kind", [PLAIN, SPECIAL], ids=["plain", "special"])

@@ -13,7 +13,7 @@ from penstock.text.answer import AnswerParser, whole
 from penstock.text.chat_template import ChatTemplate
 from penstock.text.tools import conversation, plan_tools
 
-from .chat_templates import ALL, CHATML, GEMMA, HERMES, LLAMA3, MISTRAL, QWEN3, QWEN25
+from .chat_templates import ALL, CHATML, GEMMA, HERMES, LLAMA3, MISTRAL, PHI4, QWEN3, QWEN25
 from .made import BYTE_LEVEL
 
 ARGUMENTS = {"city": "Ås", "n": [1, None]}
@@ -38,7 +38,7 @@ def made() -> Iterator[Callable[[str], ChatTemplate]]:
     templates: list[ChatTemplate] = []
 
     def make(source: str) -> ChatTemplate:
-        templates.append(ChatTemplate(source, "<s>", "</s>"))
+        templates.append(ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"}))
         return templates[-1]
 
     yield make
@@ -94,6 +94,16 @@ def test_what_a_template_writes_is_what_the_parser_reads(made: Callable[[str], C
         answer = whole([*parse.push(said), *parse.finish()])
         assert answer.content is None, said
         assert [(call.name, json.loads(call.arguments)) for call in answer.calls] == [("get", ARGUMENTS)]
+
+
+def test_a_template_that_takes_tools_from_the_system_message(made: Callable[[str], ChatTemplate]) -> None:
+    text = prompt(made(PHI4), TALK)
+    assert text.startswith('<|system|><|tool|>[{"name": "get", "description": "", "parameters": {"type": "object"')
+    call = '<|tool_call|>[{"name": "get", "arguments": {"city": "Ås", "n": [1, null]}}]<|/tool_call|>'
+    assert f"<|assistant|>{call}<|end|><|tool|>4 °C<|end|><|assistant|>" in text
+    asked = [{"role": "system", "content": "Be brief."}, *TALK[:1]]
+    assert prompt(made(PHI4), asked).startswith("<|system|>Be brief.<|tool|>[")
+    assert "<|tool|>" not in prompt(made(PHI4), asked, tools=None)
 
 
 def test_templates_without_tools_are_told_in_words(made: Callable[[str], ChatTemplate]) -> None:

@@ -14,12 +14,27 @@ from hypothesis import strategies as st
 from penstock.text.answer import AnswerParser, Call, joined, whole
 from penstock.text.answer_events import CallArguments, CallStart, Content, Event
 from penstock.text.reasoning import ReasoningSplitter, ThinkTags
-from penstock.text.tools_format import GENERIC, HERMES, LLAMA3, MISTRAL, MISTRAL_ARGS, ToolFormat
+from penstock.text.tools_format import (
+    COHERE,
+    COHERE_ACTION,
+    DEEPSEEK,
+    DEEPSEEK_V31,
+    FUNCTOOLS,
+    GENERIC,
+    HERMES,
+    LLAMA3,
+    MISTRAL,
+    MISTRAL_ARGS,
+    PHI4,
+    ToolFormat,
+)
 from penstock.text.tools_parser import MAX_HELD, ToolParser
 
 NAMES = ["get_weather", "f", "g"]
 THINK = ThinkTags("<think>", "</think>")
-FORMATS = [LLAMA3, HERMES, MISTRAL, MISTRAL_ARGS, GENERIC]
+FORMATS = [
+    LLAMA3, HERMES, MISTRAL, MISTRAL_ARGS, DEEPSEEK, DEEPSEEK_V31, COHERE, COHERE_ACTION, PHI4, FUNCTOOLS, GENERIC,
+]  # fmt: skip
 
 # (format, thinking, answer, content, [(name, arguments)]): answers as models of each kind write them.
 RECORDED: list[tuple[ToolFormat, bool, str, str | None, list[tuple[str, str]]]] = [
@@ -97,6 +112,59 @@ RECORDED: list[tuple[ToolFormat, bool, str, str | None, list[tuple[str, str]]]] 
     ),
     (MISTRAL_ARGS, False, '[TOOL_CALLS]f{"a": 1}', None, [("f", '{"a": 1}')]),
     (MISTRAL_ARGS, False, "[TOOL_CALLS]not a call", "[TOOL_CALLS]not a call", []),
+    (
+        DEEPSEEK,
+        False,
+        "I look it up.<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>get_weather\n```json\n"
+        '{"city": "``` Oslo <｜tool▁call▁end｜>"}\n```<｜tool▁call▁end｜>\n'
+        "<｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n{}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+        "I look it up.",
+        [("get_weather", '{"city": "``` Oslo <｜tool▁call▁end｜>"}'), ("f", "{}")],
+    ),
+    (
+        DEEPSEEK_V31,
+        True,
+        "<think>Two calls.</think><｜tool▁calls▁begin｜><｜tool▁call▁begin｜>get_weather<｜tool▁sep｜>"
+        '{"city": "Oslo", "days": [1, 2]}<｜tool▁call▁end｜><｜tool▁call▁begin｜>g<｜tool▁sep｜>{}<｜tool▁call▁end｜>'
+        "<｜tool▁calls▁end｜>",
+        None,
+        [("get_weather", '{"city": "Oslo", "days": [1, 2]}'), ("g", "{}")],
+    ),
+    (DEEPSEEK, False, "<｜tool▁calls▁begin｜> says the text", "<｜tool▁calls▁begin｜> says the text", []),
+    (
+        DEEPSEEK,
+        False,
+        '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n{"city": "Os',
+        None,
+        [("f", '{"city": "Os')],
+    ),
+    (
+        COHERE,
+        False,
+        '<|START_ACTION|>[\n    {"tool_call_id": "0", "tool_name": "get_weather", "parameters": {"city": "Oslo"}},\n'
+        '    {"tool_call_id": "1", "tool_name": "f", "parameters": {"a": [{}]}}\n]<|END_ACTION|>',
+        None,
+        [("get_weather", '{"city": "Oslo"}'), ("f", '{"a": [{}]}')],
+    ),
+    (
+        COHERE_ACTION,
+        False,
+        'I will look.\nAction: ```json\n[\n    {\n        "tool_name": "f",\n        "parameters": {\n'
+        '            "a": "]"\n        }\n    }\n]```',
+        "I will look.",
+        [("f", '{\n            "a": "]"\n        }')],
+    ),
+    (COHERE_ACTION, False, "Action: none, I am sure.", "Action: none, I am sure.", []),
+    (
+        PHI4,
+        False,
+        '<|tool_call|>[{"name": "get_weather", "arguments": {"tags": ["a", "b"]}}, {"name": "f", "arguments": {}}]'
+        "<|/tool_call|>",
+        None,
+        [("get_weather", '{"tags": ["a", "b"]}'), ("f", "{}")],
+    ),
+    (FUNCTOOLS, False, 'functools[{"name": "f", "arguments": {"a": ["]"]}}]', None, [("f", '{"a": ["]"]}')]),
+    (FUNCTOOLS, False, "import functools\n", "import functools\n", []),
     (GENERIC, False, '```json\n[{"name": "f", "arguments": {"a": 1}}]\n```\n', None, [("f", '{"a": 1}')]),
     (GENERIC, False, '{"name": "f", "arguments": {}}', None, [("f", "{}")]),
     (GENERIC, False, '{"name": "f"}', '{"name": "f"}', []),
@@ -145,6 +213,9 @@ def test_ten_thousand_chunkings_give_the_same_events() -> None:
 
 PIECES = [
     *("<tool_call>", "</tool_call>", "<|python_tag|>", "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "```json", "```"),
+    *("<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"),
+    *("<｜tool▁calls▁end｜>", "\n```json\n"),
+    *("<|START_ACTION|>", "<|END_ACTION|>", "Action:", "<|tool_call|>", "<|/tool_call|>", "functools[", "function"),
     *('{"name": "f", "arguments": {"a": 1}}', '{"name": "g", "parameters": {}}', "f", "g ", "abc123XYZ"),
     *("{", "}", "[", "]", ",", ";", ":", '"', "\\", " ", "\n", "1", "-", ".", "e", "t", "true", "null", "\x00", "é"),
     *("\\u00", "<think>", "</think>"),
@@ -191,10 +262,8 @@ def test_any_arguments_come_out_as_they_went_in(
     texts = [json.dumps(value, ensure_ascii=ascii_only) for value in arguments]
     if format is GENERIC:
         answer = json.dumps([{"name": "f", "arguments": value} for value in arguments], ensure_ascii=ascii_only)
-    elif format is MISTRAL_ARGS:
-        answer = "".join(f"[TOOL_CALLS]f[ARGS]{text}" for text in texts)
     else:
-        calls = [f'{{"name": "f", "{format.key}": {text}}}' for text in texts]
+        calls = [format.head.replace("NAME", "f") + text + format.tail for text in texts]
         answer = format.before + (format.between or "").join(calls) + format.after
     found = whole(events(parser(format), [answer[i : i + step] for i in range(0, len(answer), step)]))
     assert [call.arguments for call in found.calls] == texts

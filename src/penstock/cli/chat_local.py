@@ -45,7 +45,7 @@ class LocalChat:
         sources = templates or tokenizer.chat_templates
         self.plain = not sources
         try:
-            self._template = ChatTemplate(sources, tokenizer.bos_token, tokenizer.eos_token) if sources else None
+            self._template = ChatTemplate(sources, tokenizer.template_tokens) if sources else None
         except TemplateFailure as error:
             whose = f"The chat template of {name}" if templates is None else "The chat template of --chat-template"
             raise ModelError(f"{whose} is broken.", str(error)) from error

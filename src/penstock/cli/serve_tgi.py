@@ -134,10 +134,18 @@ def refuse(options: dict[str, Any]) -> None:
             print(f"note: --{name.replace('_', '-')} has no effect: {why}", file=sys.stderr)
 
 
+class _Launcher(click.Context):
+    """Of `penstock serve` where it is called by the name that its help and its errors then show."""
+
+    command_path = "text-generation-launcher"
+
+
 def main() -> NoReturn:
     """`text-generation-launcher`: TGI's command, which is `penstock serve` with TGI's log lines."""
     from penstock.cli.main import penstock, run_command
+    from penstock.cli.serve import serve
 
+    serve.context_class = _Launcher
     given = sys.argv[1:]
     version = given[:1] in (["--version"], ["-V"])
     run_command(penstock, ["--version"] if version else ["serve", "--launcher", *given], "text-generation-launcher")

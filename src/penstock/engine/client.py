@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import signal
 import socket
 import subprocess
 import sys
@@ -204,12 +205,16 @@ class EngineClient:
 
     async def _deliver(self, reader: asyncio.StreamReader) -> None:
         """Hand outputs to their requests until the stream ends, or nothing has come for very long."""
+        loop = asyncio.get_running_loop()
         while True:
+            silence = loop.call_later(SILENCE_SECONDS, self._ask_for_stacks)
             try:
                 async with asyncio.timeout(STUCK_SECONDS):
                     message = await _receive(reader)
             except (OSError, ValueError, TimeoutError, msgspec.MsgspecError):
                 return
+            finally:
+                silence.cancel()
             if message is None:
                 return
             self._heard = time.monotonic()
@@ -229,6 +234,12 @@ class EngineClient:
                 log.error("the engine gave up: %s", message.what)
             elif not isinstance(message, Beat):
                 log.warning("unexpected message from the engine: %s", type(message).__name__)
+
+    def _ask_for_stacks(self) -> None:
+        """Have the silent process write where its threads are; faulthandler does so even when Python cannot run."""
+        if self._process is not None and self._process.poll() is None:
+            log.error("the engine process has said nothing for %g s; its stacks follow", SILENCE_SECONDS)
+            self._process.send_signal(signal.SIGUSR2)
 
     def _fail_all(self, text: str) -> None:
         for request_id, results in self._results.items():

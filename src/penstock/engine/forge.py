@@ -2,8 +2,9 @@
 
 The first frame is a ForgeConfig; then a Trial for each grammar comes in and a Verdict goes out. Each trial is a forked
 child that does what the engine will do with the grammar, and is killed when it takes too long or too much; nothing
-remains of it. While more grammars wait than children may run, the newest is tried first and a child that had its fair
-share has to go: a flood of hostile grammars delays an honest one by little more than that share.
+remains of it. While more grammars wait than children may run, the API keys take turns, the newest of a key's grammars
+comes first, and a child that had its fair share has to go, but never for a key that has as many: a flood of hostile
+grammars delays an honest one by little more than that share, and does not end one of another key.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import signal
 import socket
 import sys
 import time
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,10 +53,11 @@ class ForgeConfig(msgspec.Struct, frozen=True):
 
 
 class Trial(msgspec.Struct, frozen=True):
-    """A grammar in llguidance's form."""
+    """A grammar in llguidance's form. who: stands for the API key."""
 
     id: int
     source: str
+    who: str = ""
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -102,6 +105,7 @@ class Forge:
         self._config, self._vocabulary, self._sock = config, vocabulary, sock
         self._waiting: list[tuple[Trial, float]] = []  # with the moment of arrival, newest last
         self._children: dict[int, _Child] = {}  # by pipe
+        self._served: dict[str, float] = {}  # by who: the moment when a trial of theirs began last
         self._buffer = bytearray()
 
     def run(self) -> None:
@@ -144,14 +148,31 @@ class Forge:
         """Begin trials where there is room, and make room where a child had its share."""
         now = time.monotonic()
         while self._waiting and len(self._children) < self._config.children:
-            trial, arrival = self._waiting.pop()
+            trial, arrival = self._waiting.pop(self._next())
+            self._served[trial.who] = now
             child = self._fork(trial, max(0.01, self._config.seconds - (now - arrival)))
             self._children[child.pipe] = child
             poll.register(child.pipe, select.POLLIN)
         if self._waiting:
-            oldest = min(self._children.values(), key=lambda child: child.began)
-            if now - oldest.began > self._config.share:
+            running, who = self._running(), self._waiting[self._next()][0].who
+            rivals = [c for c in self._children.values() if c.trial.who == who or running[c.trial.who] > running[who]]
+            oldest = min(rivals, key=lambda child: child.began, default=None)
+            if oldest is not None and now - oldest.began > self._config.share:
                 os.kill(oldest.pid, signal.SIGKILL)  # its pipe closes, which ends it as usual
+
+    def _running(self) -> Counter[str]:
+        """How many children each key has."""
+        return Counter(child.trial.who for child in self._children.values())
+
+    def _next(self) -> int:
+        """The place of the trial whose turn it is: of the key with the fewest children, served longest ago."""
+        running = self._running()
+
+        def turn(place: int) -> tuple[int, float, int]:
+            who = self._waiting[place][0].who
+            return running[who], self._served.get(who, 0.0), -place
+
+        return min(range(len(self._waiting)), key=turn)
 
     def _pause(self) -> float | None:
         """Milliseconds to sleep at most."""

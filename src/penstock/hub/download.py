@@ -37,6 +37,16 @@ def download(name: str, revision: str | None) -> Path:
     def describe() -> Any:
         return HfApi().model_info(name, revision=revision, timeout=CONNECT_SECONDS, files_metadata=True)
 
+    def fetch(ignore: list[str]) -> str:
+        return snapshot_download(
+            name,
+            revision=revision,
+            cache_dir=cache_folder(),
+            allow_patterns=ALLOW,
+            ignore_patterns=ignore,
+            max_workers=4,
+        )
+
     try:
         info = _within(ANSWER_SECONDS, describe)
         files = {s.rfilename: s.size or 0 for s in info.siblings or []}
@@ -44,16 +54,7 @@ def download(name: str, revision: str | None) -> Path:
         total = sum(size for file, size in files.items() if file.endswith((".safetensors", ".json")))
         _check_space(name, total)
         print(f"downloading {name} ({total / 1e9:.2f} GB) to {cache_folder()}", file=sys.stderr, flush=True)
-        return Path(
-            snapshot_download(
-                name,
-                revision=revision,
-                cache_dir=cache_folder(),
-                allow_patterns=ALLOW,
-                ignore_patterns=ignore,
-                max_workers=4,
-            )
-        )
+        return Path(_within(None, lambda: fetch(ignore)))
     except PenstockError:
         raise
     except Exception as error:
@@ -130,8 +131,11 @@ class Unreachable(EnvironmentFault):
         )
 
 
-def _within(seconds: float, call: Callable[[], Any]) -> Any:
-    """Run `call` with a deadline of its own: name lookup has no timeout, and a dead resolver blocks for a minute."""
+def _within(seconds: float | None, call: Callable[[], Any]) -> Any:
+    """Run `call` in a thread that can be left behind, by Ctrl-C or after so many seconds.
+
+    Name lookup has no timeout, and a dead resolver blocks for a minute; the hub's library waits for its own threads.
+    """
     result: list[Any] = []
     failure: list[Exception] = []
 
@@ -147,7 +151,7 @@ def _within(seconds: float, call: Callable[[], Any]) -> Any:
     if failure:
         raise failure[0]
     if not result:
-        raise TimeoutError(f"no answer within {seconds:.0f} s")
+        raise TimeoutError(f"no answer within {seconds} s")
     return result[0]
 
 

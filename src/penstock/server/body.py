@@ -13,7 +13,7 @@ from penstock.server.serde import INTEGERS, RANGES, Complaint, complaint, judge
 Body = TypeVar("Body")
 
 _DECODERS: dict[type, tuple[msgspec.json.Decoder[Any], frozenset[bytes]]] = {}  # with the names of the fields, quoted
-_LONG_INTEGER = re.compile(rb"\d{20}")
+_ODD_INTEGER = re.compile(rb"\d{20}|-0[^.eE\d]")  # serde reads these as floats
 _PATH = re.compile(r" - at `\$\.?(?P<path>[^`]+)`$")
 
 
@@ -33,8 +33,8 @@ def parse(raw: bytes, kind: type[Body]) -> Body:
         if found is None or not found.syntax:
             found = complaint(raw, "expected value", min(len(raw), 1), syntax=True)
         raise refusal(found) from None
-    # Two things that serde refuses and our decoder takes: a field given twice, and integers of more than 64 bits.
-    if any(raw.count(name) > 1 for name in names) or _LONG_INTEGER.search(raw):
+    # What serde refuses and our decoder takes: a field given twice, integers of more than 64 bits, and `-0`.
+    if any(raw.count(name) > 1 for name in names) or _ODD_INTEGER.search(raw):
         found = judge(raw, kind)
         if found is not None and found.message.startswith(("duplicate field", "invalid type: floating", "number out")):
             raise refusal(found)

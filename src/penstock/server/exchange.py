@@ -46,7 +46,7 @@ class ClientLeft(Exception):
 class Exchange:
     """A request and the means to answer it. `client` is what the guard found out about the sender.
 
-    salt: separates the prefix cache of one key's user from another's.
+    salt: separates the prefix cache of one key's user from another's; key_name: tells the keys of a file apart.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -55,6 +55,7 @@ class Exchange:
         self.path: str = scope["path"]
         self.headers: list[Header] = scope["headers"]
         self.salt: bytes = scope.get("penstock.salt", b"")
+        self.key_name: str = scope.get("penstock.key_name") or ""
         self.extra_headers: list[Header] = scope.get("penstock.headers", [])
         given = self.header(b"x-request-id")
         known = given is not None and _REQUEST_ID.fullmatch(given)

@@ -48,14 +48,14 @@ class Grammars:
         children = max(2, min(4, (os.cpu_count() or 1) // 2))
         return cls(ForgeConfig(folder, width, list(eos_ids), children=children))
 
-    async def compile_grammar(self, spec: GrammarSpec) -> Grammar:
-        """The engine's form of a grammar. Raises GrammarRefused."""
+    async def compile_grammar(self, spec: GrammarSpec, who: str = "") -> Grammar:
+        """The engine's form of a grammar; who: stands for the API key that asks. Raises GrammarRefused."""
         key, size = _key(spec)
         known = self._known.get(key)
         if known is None:
             task = self._under_way.get(key)
             if task is None:
-                task = self._under_way[key] = asyncio.create_task(self._compile(key, spec, size))
+                task = self._under_way[key] = asyncio.create_task(self._compile(key, spec, size, who))
                 task.add_done_callback(lambda done: self._done(key, done))
             return await asyncio.shield(task)  # who leaves does not spoil it for the others
         self._known.move_to_end(key)
@@ -75,10 +75,10 @@ class Grammars:
             self._process.wait()
             self._process = None
 
-    async def _compile(self, key: bytes, spec: GrammarSpec, size: int) -> Grammar:
+    async def _compile(self, key: bytes, spec: GrammarSpec, size: int, who: str) -> Grammar:
         try:
             source = source_of(spec) if size <= _INLINE else await asyncio.to_thread(source_of, spec)
-            verdict = await self._try_out(source)
+            verdict = await self._try_out(source, who)
             if verdict.error:
                 raise blame(spec, verdict.error) if verdict.lasting else GrammarRefused(verdict.error, lasting=False)
         except GrammarRefused as refused:
@@ -101,12 +101,12 @@ class Grammars:
             _key, oldest = self._known.popitem(last=False)
             self._characters -= _size(oldest)
 
-    async def _try_out(self, source: str) -> Verdict:
+    async def _try_out(self, source: str, who: str) -> Verdict:
         """The forge's word on a grammar."""
         async with self._starting:
             if self._writer is None:
                 self._writer = await self._start()
-        trial = Trial(next(self._ids), source)
+        trial = Trial(next(self._ids), source, who)
         future = self._verdicts[trial.id] = asyncio.get_running_loop().create_future()
         try:
             self._writer.write(as_frame(trial))

@@ -233,7 +233,7 @@ def load_text(path: Path, config: ServeConfig) -> tuple[Tokenizer, ChatTemplate 
     if not sources:
         return tokenizer, None
     try:
-        return tokenizer, ChatTemplate(sources, tokenizer.bos_token, tokenizer.eos_token)
+        return tokenizer, ChatTemplate(sources, tokenizer.template_tokens)
     except TemplateFailure as failure:
         if own:
             raise UsageError(f"The chat template {own} is broken.", failure.what) from failure

@@ -193,7 +193,7 @@ class Scanner:
                 self._next("EOF while parsing a value")
                 self._broken("invalid number")
         text = self.raw[began : self.at].decode()
-        if whole and len(text) <= 20 and -(2**63) <= int(text) < 2**64:
+        if whole and len(text) <= 20 and text != "-0" and -(2**63) <= int(text) < 2**64:
             return int(text)
         number = float(text)  # as serde_json reads larger integers
         if number in (float("inf"), float("-inf")):

@@ -48,6 +48,11 @@ class AnswerParser:
         """Whether the one call that is allowed is complete: the generation can be ended."""
         return self._tools is not None and self._tools.done
 
+    @property
+    def thinking(self) -> bool:
+        """Whether the answer is in its reasoning."""
+        return self._reasoning is not None and self._reasoning.thinking
+
     def push(self, text: str) -> list[Event]:
         """The events that some more text brings."""
         events: list[Event] = [Content(text)] if text else []

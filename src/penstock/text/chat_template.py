@@ -23,8 +23,9 @@ TOOL_USE, RAG = "tool_use", "rag"  # names that models give to templates beside 
 # What `variables` cannot set: it has its own argument, or would mean something else than it says.
 RESERVED = frozenset(
     [
-        "messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "bos_token", "eos_token",
-        "chat_template", "tokenize", "self",
+        "messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template",
+        "tokenize", "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
+        "self", "additional_special_tokens", "extra_special_tokens",
     ]
 )  # fmt: skip
 
@@ -38,10 +39,13 @@ class TemplateFailure(InvalidRequest):
 class ChatTemplate:
     """The compiled template of a model, or several by name. `render` is safe to call from several threads."""
 
-    def __init__(self, source: str | Mapping[str, str], bos_token: str | None, eos_token: str | None) -> None:
-        """Raises TemplateFailure when a source does not compile."""
+    def __init__(self, source: str | Mapping[str, str], tokens: Mapping[str, str | list[str]]) -> None:
+        """tokens: the special ones by name (`Tokenizer.template_tokens`); the template sees them as variables.
+
+        Raises TemplateFailure when a source does not compile.
+        """
         self._sources = {DEFAULT: source} if isinstance(source, str) else dict(source)
-        self._tokens = {"bos_token": bos_token or "", "eos_token": eos_token or ""}
+        self._tokens = {"bos_token": "", "eos_token": "", **tokens}
         try:
             self._renderers = Renderers(self._sources)
         except RendererEnded as error:

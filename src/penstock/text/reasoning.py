@@ -25,6 +25,7 @@ _KNOWN = (
     ThinkTags("<think>", "</think>"),
     ThinkTags("[THINK]", "[/THINK]"),
     ThinkTags("<seed:think>", "</seed:think>"),
+    ThinkTags("<|START_THINKING|>", "<|END_THINKING|>"),
 )
 
 
@@ -49,6 +50,11 @@ class ReasoningSplitter:
         self._held = ""  # may become a tag
         self._space: list[str] = []  # dropped if a tag or the end follows
         self._begun = False  # whether the part has text
+
+    @property
+    def thinking(self) -> bool:
+        """Whether the text has come to the reasoning and not to its end."""
+        return self._state == "thinking"
 
     def push(self, text: str) -> list[Event]:
         """The events that some more text brings."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ class Tokenizer:
     """Text to ids and back. Thread safe; `encode` releases the interpreter lock.
 
     chat_templates: the sources of the model's chat templates by name, {} where it has none; chat_template: the
-    default one. bos_token and eos_token are strings or None; model_max_length is in tokens, None where the folder
-    has none.
+    default one. bos_token and eos_token are strings or None; template_tokens: all named ones, as chat templates get
+    them; model_max_length is in tokens, None where the folder has none.
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class Tokenizer:
         named += list(extra.values()) if isinstance(extra, dict) else list(extra)
         special |= {i for i in map(self._id_of, map(_content, named)) if i is not None}
         self.special_ids = frozenset(special)
+        self.template_tokens = _template_tokens(settings, extra)
 
     def _id_of(self, token: str | None) -> int | None:
         return None if token is None else self.backend.token_to_id(token)
@@ -142,6 +143,17 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelError(f"{path} holds no JSON object.", hint="Fetch the file again.")
     return value
+
+
+def _template_tokens(settings: Mapping[str, Any], extra: Any) -> dict[str, str | list[str]]:
+    """The special tokens by the names that transformers gives them in a template: `pad_token`, a model's own, ..."""
+    named = {key: value for key, value in settings.items() if key.endswith("_token")}
+    named |= extra if isinstance(extra, dict) else {}
+    found: dict[str, str | list[str]] = {key: token for key, value in named.items() if (token := _content(value))}
+    listed = [token for token in map(_content, extra) if token] if isinstance(extra, list) else []
+    if listed:
+        found |= {"additional_special_tokens": listed, "extra_special_tokens": listed}
+    return found
 
 
 def _content(token: object) -> str | None:

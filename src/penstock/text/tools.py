@@ -15,7 +15,14 @@ from penstock.text.reasoning import ThinkTags
 from penstock.text.tools_definitions import Tool, ToolChoice, read_choice, read_tools
 from penstock.text.tools_format import ToolFormat
 from penstock.text.tools_grammar import tool_grammar
-from penstock.text.tools_messages import Messages, described, plain_messages, tell_tools, template_messages
+from penstock.text.tools_messages import (
+    Messages,
+    described,
+    plain_messages,
+    tell_tools,
+    template_messages,
+    with_system_tools,
+)
 from penstock.text.tools_parser import ToolParser
 
 if TYPE_CHECKING:
@@ -40,7 +47,8 @@ class ToolPlan:
 
     def messages(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The messages to render, with what has to be said about the tools in them."""
-        return tell_tools(messages, self.tools, self.format.native, self.choice.mode == "required", self.prompt)
+        ready = tell_tools(messages, self.tools, self.format.native, self.choice.mode == "required", self.prompt)
+        return with_system_tools(ready, self.tools, self.format) if self.format.in_system else ready
 
     def grammar(self, tokenizer: Tokenizer, tags: ThinkTags | None, opened: bool) -> GrammarSpec | None:
         """What the answer must match where a call is demanded.

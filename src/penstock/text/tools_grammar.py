@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from penstock.text.grammar import GrammarRefused, GrammarSpec
 from penstock.text.grammar_schema import SchemaFault, prepare
 from penstock.text.reasoning import ThinkTags
-from penstock.text.tools_format import ARGS, ToolFormat
+from penstock.text.tools_format import ToolFormat
 
 if TYPE_CHECKING:
     from penstock.text.tokenizer import Tokenizer
@@ -53,12 +53,9 @@ def tool_grammar(
         lines += writer.reasoning(tags, opened)
     lines.append("call: " + " | ".join(f"call_{i}" for i in range(len(tools))))
     for i, (name, schema) in enumerate(tools.items()):
-        head = f'{{"name": {json.dumps(name)}, "{format.key}": '
         arguments = f"%json {json.dumps({**_prepared(name, schema), 'x-guidance': _JSON})}"
-        if format.name == "mistral-args":
-            lines.append(f"call_{i}: {writer.literal(name + ARGS)} {arguments}")
-        else:
-            lines.append(f'call_{i}: {writer.literal(head)} {arguments} "}}"')
+        head = writer.literal(format.head.replace("NAME", name))
+        lines.append(f"call_{i}: {head} {arguments} {writer.literal(format.tail)}")
     return GrammarSpec("lark", "\n".join(lines))
 
 

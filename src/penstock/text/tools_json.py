@@ -155,7 +155,7 @@ class CallObject:
     one of them, only the keys that calls have are taken, and arguments must be there.
     """
 
-    KEYS = frozenset(["name", "function", "arguments", "parameters", "type", "id"])
+    KEYS = frozenset(["name", "function", "tool_name", "arguments", "parameters", "type", "id", "tool_call_id"])
 
     def __init__(self, names: Collection[str] | None) -> None:
         self.progress: Progress = "open"
@@ -231,7 +231,7 @@ class CallObject:
                 self.progress = "bad"
             return
         self._at = "comma"
-        if self._key in ("name", "function"):
+        if self._key in ("name", "function", "tool_name"):
             name: Any = json.loads(raw)
             wanted = isinstance(name, str) and name and (self._names is None or name in self._names)
             if wanted and self.name is None:

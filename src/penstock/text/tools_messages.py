@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from penstock.text.chat_template import ChatTemplate
     from penstock.text.tools_definitions import Tool
+    from penstock.text.tools_format import ToolFormat
 
 Messages = list[dict[str, Any]]
 
@@ -88,6 +89,21 @@ def tell_tools(
         return [{"role": "user", "content": text}]
     first = ready[0]["content"] or ""
     ready[0]["content"] = f"{first}\n\n{text}" if ready[0]["role"] == "system" else f"{text}\n\n{first}"
+    return ready
+
+
+def with_system_tools(messages: Messages, tools: Sequence[Tool], format: ToolFormat) -> Messages:
+    """The messages for templates that take the tools from the system message, and print nothing of calls."""
+    ready = list(messages)
+    if not ready or ready[0].get("role") != "system":
+        ready.insert(0, {"role": "system", "content": ""})
+    functions = [tool["function"] for tool in described(tools)]
+    ready[0] = {**ready[0], "tools": json.dumps(functions, ensure_ascii=False)}
+    for i, message in enumerate(ready):
+        if message.get("tool_calls"):
+            calls = [json.dumps(call["function"], ensure_ascii=False) for call in message["tool_calls"]]
+            written = format.before + (format.between or "").join(calls) + format.after
+            ready[i] = {**message, "content": (message.get("content") or "") + written}
     return ready
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 
 from penstock.text.answer_events import CallArguments, CallStart, Content, Event
 from penstock.text.reasoning import overlap
-from penstock.text.tools_format import ARGS, CALL_ID, ToolFormat
+from penstock.text.tools_format import ToolFormat
 from penstock.text.tools_json import CallObject, JsonValue
 
 MAX_HELD = 64 * 1024  # characters of a call before its name and the beginning of its arguments are known
@@ -60,7 +60,7 @@ class ToolParser:
         self._object = CallObject(None)
         self._room = 0  # how much more of the object may be held
         self._value = JsonValue()
-        self._words: list[str] = []  # NAME, or NAME and ID, of a call written as NAME[CALL_ID]ID[ARGS]{...}
+        self._words: list[str] = []  # NAME, NAME and ID, or KIND and NAME, of a call whose name stands before it
         self._word_open = False
         self._events: list[Event] = []
 
@@ -129,7 +129,7 @@ class ToolParser:
                 self._read = self._text
         elif mark in self._format.separators or (self._bare and mark in self._format.closers):
             self._held.append(mark)
-        elif self._format.named and not self._bare and _WORD.match(text, at):
+        elif self._format.args_mark and not self._bare and _WORD.match(text, at):
             self._read, self._words, self._word_open = self._header, [""], True
         else:
             return self._fail(at)
@@ -169,7 +169,10 @@ class ToolParser:
         return self._after("done" if call.progress == "bad" and call.complete else call.progress, at)
 
     def _header(self, text: str, at: int) -> int:
-        """NAME, perhaps [CALL_ID]ID, perhaps [ARGS], before the arguments."""
+        """NAME, perhaps a mark and another word, perhaps a mark, before the arguments."""
+        format, marks = self._format, [self._format.args_mark]
+        if len(self._words) == 1:
+            marks += filter(None, (format.id_mark, format.name_mark))
         if self._word_open:
             word = _WORD.match(text, at, min(len(text), at + MAX_NAME - len(self._words[-1])))
             if word:
@@ -178,13 +181,14 @@ class ToolParser:
             self._word_open = not self._words[-1]
         if text[at] in _SPACE:
             return self._hold(text, at, _end(_SPACES, text, at))
-        if text[at] == "{" and not self._word_open:
-            self._start(*self._words)
+        if text[at] == "{" and (not self._word_open or (format.name_mark and len(self._words) == 2)):
+            name, *more = self._words
+            self._start(*((more[0] or name,) if more and format.name_mark else self._words))
             self._read, self._value = self._arguments, JsonValue()
             return at
-        for mark in (CALL_ID, ARGS) if len(self._words) == 1 else (ARGS,):
+        for mark in marks:
             if text.startswith(mark, at):
-                if mark == CALL_ID:
+                if mark != format.args_mark:
                     self._words.append("")
                     self._word_open = True
                 return self._hold(text, at, at + len(mark))

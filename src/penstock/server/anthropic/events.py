@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
 from penstock.server.anthropic import wire
+from penstock.server.generation import TokenEvent
+from penstock.server.openai.turn import Turn
+from penstock.server.refusal import Refusal
 from penstock.text.answer_events import CallArguments, CallStart, Content, Event, Reasoning
-
-Sink = Callable[[bytes], None]
 
 STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
 class Narrator:
-    """Keeps a Message true while the answer comes. `send` gets every event, encoded when it happens."""
+    """Keeps a Message true while the answer comes; see openai/narration.py."""
 
-    def __init__(self, message: wire.Message, send: Sink) -> None:
+    def __init__(self, message: wire.Message, turn: Turn) -> None:
         self.message = message
-        self._send = send
+        self._turn = turn
+        self._frames: list[bytes] = []  # of events, encoded when they happen
         self._open: wire.Block | None = None
         self._text: list[str] = []  # of the open block
 
-    def begin(self) -> None:
+    def begin(self) -> bytes:
         """The two events before the first token."""
         self._emit("message_start", message=self.message)
         self._emit("ping")
+        return self._taken()
 
-    def tell(self, events: Iterable[Event]) -> None:
+    def tell(self, events: Iterable[Event], tokens: list[TokenEvent]) -> bytes:
         """What new tokens brought."""
         for event in events:
             match event:
@@ -45,22 +48,25 @@ class Narrator:
                     self._add(wire.ToolUseBlock(identity, name))
                 case CallArguments(_, text):
                     self._delta("input_json_delta", "partial_json", text)
+        return self._taken()
 
-    def end(self, finish_reason: str, stop_string: str | None, usage: wire.MessagesUsage) -> None:
-        """The answer is over. finish_reason: OpenAI's; stop_string: what ended it, if one did."""
+    def end(self) -> bytes:
+        """The answer is over."""
         self._close()
-        message = self.message
-        message.usage, message.stop_sequence = usage, stop_string
+        message, voice = self.message, self._turn.voices[0]
+        finish_reason, stop_string = voice.finish_reason or "stop", voice.generation.stop_string
+        message.usage, message.stop_sequence = usage(self._turn), stop_string
         message.stop_reason = STOP_REASONS[finish_reason]
         if stop_string is not None and finish_reason == "stop":
             message.stop_reason = "stop_sequence"
         delta = {"stop_reason": message.stop_reason, "stop_sequence": message.stop_sequence}
-        self._emit("message_delta", delta=delta, usage=usage)
+        self._emit("message_delta", delta=delta, usage=message.usage)
         self._emit("message_stop")
+        return self._taken()
 
-    def fail(self, error: dict[str, object]) -> None:
-        """The answer breaks off; error: in Anthropic's shape."""
-        self._send(b"event: error\ndata: %b\n\n" % msgspec.json.encode(error))
+    def fail(self, refusal: Refusal) -> bytes:
+        """The answer breaks off."""
+        return b"event: error\ndata: %b\n\n" % msgspec.json.encode(refusal.anthropic())
 
     def _add(self, block: wire.Block) -> None:
         self._close()
@@ -88,8 +94,19 @@ class Narrator:
         self._open, self._text = None, []
 
     def _emit(self, kind: str, **fields: Any) -> None:
-        event = {"type": kind, **fields}
-        self._send(b"event: %b\ndata: %b\n\n" % (kind.encode(), msgspec.json.encode(event)))
+        event = msgspec.json.encode(wire.MessageEvent(type=kind, **fields))
+        self._frames.append(b"event: %b\ndata: %b\n\n" % (kind.encode(), event))
+
+    def _taken(self) -> bytes:
+        frames, self._frames = self._frames, []
+        return b"".join(frames)
+
+
+def usage(turn: Turn) -> wire.MessagesUsage:
+    """Token counts so far."""
+    cached = turn.cached_tokens
+    fresh = len(turn.prompt.ids) - cached
+    return wire.MessagesUsage(input_tokens=fresh, cache_read_input_tokens=cached, output_tokens=turn.completion_tokens)
 
 
 def _object(text: str) -> msgspec.Raw:

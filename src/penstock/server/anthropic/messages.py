@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from penstock.server.anthropic import wire
-from penstock.server.anthropic.events import Narrator
+from penstock.server.anthropic.events import Narrator, usage
 from penstock.server.anthropic.input import chat_of
 from penstock.server.body import check_range, parse
 from penstock.server.exchange import Exchange
 from penstock.server.house import House
 from penstock.server.openai.fields import Neutral, look_over
 from penstock.server.openai.models import check_model
-from penstock.server.openai.turn import Turn, begin, read_prompt
-from penstock.server.refusal import Refusal, invalid
+from penstock.server.openai.narration import narrate
+from penstock.server.openai.turn import begin, read_prompt
+from penstock.server.refusal import invalid
 
 Body = TypeVar("Body", bound=wire.CountRequest)
 
@@ -46,15 +46,11 @@ class Messages:
         with house.permits.take():
             turn = await begin(exchange, house, chat_of(body), raw, arrived)
             message = wire.Message(
-                id=f"msg_{secrets.token_hex(12)}", model=house.config.name, content=[], usage=_usage(turn)
+                id=f"msg_{secrets.token_hex(12)}", model=house.config.name, content=[], usage=usage(turn)
             )
-            if body.stream:
-                await self._stream(exchange, turn, message)
-            else:
-                narrator = Narrator(message, lambda event: None)
-                async with turn.runs:
-                    await self._narrate(turn, narrator)
-                await exchange.answer_json(narrator.message)
+            await narrate(exchange, house, turn, Narrator(message, turn), bool(body.stream))
+            if not body.stream:
+                await exchange.answer_json(message)
 
     async def count_tokens(self, exchange: Exchange, raw: bytes) -> None:
         """How long a conversation is as a prompt."""
@@ -68,43 +64,3 @@ class Messages:
         check_model(body.model, self._house)
         look_over(exchange, raw, kind, self._house.config.strict, _UNSUPPORTED, _HARMLESS)
         return body
-
-    async def _stream(self, exchange: Exchange, turn: Turn, message: wire.Message) -> None:
-        events: list[bytes] = []
-        narrator = Narrator(message, events.append)
-
-        async def flush() -> None:
-            data, events[:] = b"".join(events), []
-            if data:
-                await exchange.write(data)
-
-        async with turn.runs:
-            await exchange.start_events([])
-            narrator.begin()
-            await flush()
-            try:
-                with exchange.kept_alive(self._house.config.keep_alive_seconds):
-                    await self._narrate(turn, narrator, flush)
-            except Refusal as refusal:
-                narrator.fail(refusal.anthropic())
-                await flush()
-                await exchange.end()
-                raise
-        await exchange.end()
-
-    @staticmethod
-    async def _narrate(turn: Turn, narrator: Narrator, flush: Callable[[], Awaitable[None]] | None = None) -> None:
-        voice = turn.voices[0]
-        async for ((_, tokens),) in turn.runs:
-            narrator.tell(voice.read(tokens))
-            if flush is not None:
-                await flush()
-        narrator.end(voice.finish_reason or "stop", voice.generation.stop_string, _usage(turn))
-        if flush is not None:
-            await flush()
-
-
-def _usage(turn: Turn) -> wire.MessagesUsage:
-    cached = turn.cached_tokens
-    fresh = len(turn.prompt.ids) - cached
-    return wire.MessagesUsage(input_tokens=fresh, cache_read_input_tokens=cached, output_tokens=turn.completion_tokens)

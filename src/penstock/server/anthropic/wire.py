@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 
 class AnthropicMessage(msgspec.Struct):
@@ -81,3 +82,14 @@ class Message(msgspec.Struct, kw_only=True):
     stop_reason: str | None = None
     stop_sequence: str | None = None
     usage: MessagesUsage
+
+
+class MessageEvent(msgspec.Struct, kw_only=True):
+    """An event of a stream: what happened, and what belongs to that kind. index: of the content block."""
+
+    type: str
+    message: Message | UnsetType = UNSET
+    index: int | UnsetType = UNSET
+    content_block: Block | UnsetType = UNSET
+    delta: dict[str, str | None] | UnsetType = UNSET
+    usage: MessagesUsage | UnsetType = UNSET

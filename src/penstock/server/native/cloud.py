@@ -14,6 +14,7 @@ from penstock.server.native import wire
 from penstock.server.native.generate import Native
 from penstock.server.openai.wire import ChatRequest, CompletionRequest
 from penstock.server.refusal import Refusal
+from penstock.server.scanner import Scanner
 from penstock.server.serde import Complaint, complaint
 
 Route = Callable[[Exchange, bytes], Awaitable[None]]
@@ -55,7 +56,7 @@ class Cloud:
         for number, instance in enumerate(instances):
             if not fits(instance, wire.VertexInstance) and not fits(instance, ChatRequest):
                 message = _NO_VARIANT.format("VertexInstance")
-                raise refusal(complaint(raw, message, len(raw), f"instances[{number}]"))
+                raise refusal(complaint(raw, message, _behind_instance(raw, number), f"instances[{number}]"))
         tasks = [asyncio.create_task(self._predict(exchange, instance)) for instance in instances]
         try:
             predictions = await asyncio.gather(*tasks)
@@ -76,6 +77,29 @@ class Cloud:
         answer = await _answer_of(self._chat, exchange, raw)
         text: str | None = answer["choices"][0]["message"].get("content")
         return text or ""
+
+
+def _behind_instance(raw: bytes, number: int) -> int:
+    """Where serde_json complains of an instance: behind the bracket that follows it, or the comma and its blanks."""
+    scanner = Scanner(raw)
+    scanner.start()
+    scanner.at += 1
+    first = True
+    while (key := scanner.key(first)) != "instances" and key is not None:
+        first = False
+        scanner.colon()
+        scanner.skip()
+    scanner.colon()
+    scanner.start()
+    scanner.at += 1
+    for n in range(number + 1):
+        scanner.element(n == 0)
+        scanner.skip()
+    comma = scanner.peek() == b","
+    scanner.at += 1
+    if comma:
+        scanner.peek()
+    return scanner.at
 
 
 async def _answer_of(route: Route, exchange: Exchange, raw: bytes) -> Any:

@@ -106,15 +106,15 @@ class Native:
             logprobs=True,
             top_n_tokens=order.top_n_tokens,
             prompt_logprobs=order.prefill,
-            grammar=None if order.grammar is None else await self._grammar(order.grammar),
+            grammar=None if order.grammar is None else await self._grammar(order.grammar, exchange.key_name),
             salt=exchange.salt,
         )
         house.check(request)
         return request
 
-    async def _grammar(self, asked: wire.Grammar) -> Grammar:
+    async def _grammar(self, asked: wire.Grammar, who: str) -> Grammar:
         try:
-            return await self._house.grammars.compile_grammar(grammar_of(asked, self._house.config))
+            return await self._house.grammars.compile_grammar(grammar_of(asked, self._house.config), who)
         except GrammarRefused as refused:
             raise invalid(refused.what) from None
 

@@ -14,13 +14,20 @@ class PromptDetails(msgspec.Struct):
     cached_tokens: int
 
 
+class CompletionDetails(msgspec.Struct):
+    """How many completion tokens were reasoning."""
+
+    reasoning_tokens: int
+
+
 class Usage(msgspec.Struct):
-    """Token counts."""
+    """Token counts. completion_tokens_details: of chats."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptDetails
+    completion_tokens_details: CompletionDetails | UnsetType = UNSET
 
 
 class TokenLogprob(msgspec.Struct):

@@ -183,7 +183,8 @@ class ChatChunks:
 def usage(turn: Turn) -> wire.Usage:
     """Token counts; the prompt counts once however many answers it has."""
     prompt, completion = len(turn.prompt.ids), turn.completion_tokens
-    return wire.Usage(prompt, completion, prompt + completion, wire.PromptDetails(turn.cached_tokens))
+    details = wire.PromptDetails(turn.cached_tokens), wire.CompletionDetails(turn.reasoning_tokens)
+    return wire.Usage(prompt, completion, prompt + completion, *details)
 
 
 def _delta(event: Event) -> wire.AnswerMessage:

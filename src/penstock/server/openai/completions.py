@@ -105,7 +105,7 @@ class Completions:
             logprobs=scored or count > (body.n or 1),
             top_n=top_n,
             prompt_top_n=top_n if scored and body.echo else None,
-            grammar=None if asked is None else await compiled(house, *asked),
+            grammar=None if asked is None else await compiled(house, exchange.key_name, *asked),
         )
 
     def _scores(self, body: CompletionRequest, full: Order) -> TextScores:

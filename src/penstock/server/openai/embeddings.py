@@ -1,6 +1,7 @@
 """POST /v1/embeddings: the mean of the model's final hidden states over a text, scaled to length 1.
 
-A language model that was not trained for embeddings gives coarse ones; they compare texts, no more.
+A language model that was not trained for embeddings gives coarse ones; they compare texts, no more. `dimensions` keeps
+the first so many numbers and scales them to length 1 again, as OpenAI does.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from penstock.server.body import parse
 from penstock.server.exchange import Exchange
 from penstock.server.generation import Generation
 from penstock.server.house import House
-from penstock.server.openai.fields import look_over, unsupported
+from penstock.server.openai.fields import look_over
 from penstock.server.openai.models import check_model
 from penstock.server.openai.prompts import TextPrompt, read_prompts
 from penstock.server.refusal import Refusal, generation_failed, invalid
@@ -79,13 +80,18 @@ class Embeddings:
         check_model(body.model, house)
         look_over(exchange, raw, EmbeddingRequest, house.config.strict)
         house.metrics.requests.inc()
+        if body.dimensions is not None and body.dimensions < 1:
+            raise invalid("`dimensions` must be strictly positive", "dimensions")
         prompts = await read_prompts(house, body.input, "input", MAX_INPUTS, body.add_special_tokens is not False)
         width = min(len(prompts), AT_ONCE)
         with house.permits.take(width):
             requests = [self._request(exchange, prompt) for prompt in prompts]
             vectors = await self._all(requests, width, arrived)
-        if body.dimensions is not None and body.dimensions != len(vectors[0]):
-            raise unsupported("dimensions", f"this model's embeddings have {len(vectors[0])}")
+        if body.dimensions is not None:
+            if body.dimensions > len(vectors[0]):
+                words = f"`dimensions` must be <= {len(vectors[0])}, which this model's embeddings have"
+                raise invalid(f"{words}. Given: {body.dimensions}", "dimensions")
+            vectors = [_unit(vector[: body.dimensions]) for vector in vectors]
         show = _base64 if body.encoding_format == "base64" else list
         tokens = sum(len(prompt.ids) for prompt in prompts)
         await exchange.answer_json(

@@ -51,12 +51,15 @@ def wanted(body: Sampled) -> tuple[str, GrammarSpec] | None:
     return found[0] if found else None
 
 
-async def compiled(house: House, field: str, spec: GrammarSpec) -> Grammar:
-    """The engine's form of a grammar. Raises Refusal 422, which tells where in a schema the fault is."""
+async def compiled(house: House, who: str, field: str, spec: GrammarSpec) -> Grammar:
+    """The engine's form of a grammar; who: stands for the API key.
+
+    Raises Refusal 422, which tells where in a schema the fault is.
+    """
     if house.config.disable_grammar_support:
         raise invalid("grammar is not supported", field)
     try:
-        return await house.grammars.compile_grammar(spec)
+        return await house.grammars.compile_grammar(spec, who)
     except GrammarRefused as refused:
         raise invalid(refused.what, field) from None
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from penstock.server.anthropic.wire import CountRequest, Message, MessagesRequest
+from penstock.server.anthropic.wire import CountRequest, Message, MessageEvent, MessagesRequest
 from penstock.server.openai.answers import ChatChunk, ChatCompletion, TextChunk, TextCompletion
 from penstock.server.openai.embeddings import EmbeddingList, EmbeddingRequest
 from penstock.server.openai.models import Model
-from penstock.server.openai.responses_wire import ResponsesRequest
+from penstock.server.openai.responses_wire import Response, ResponseEvent, ResponsesRequest
 from penstock.server.openai.tokens import Detokenize, TokenizerInfo
 from penstock.server.openai.wire import ChatRequest, CompletionRequest
 from penstock.server.operations import Operation
 
-_OBJECT = dict[str, Any]  # of kinds that msgspec cannot describe
 _TALK: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
 
 OPENAI = (
@@ -32,12 +31,12 @@ OPENAI = (
         bodies=(EmbeddingRequest,), example={"input": "Once upon a time"},
     ),
     Operation(
-        "post", "/v1/responses", "An answer in the form of OpenAI's Responses", "openai", _OBJECT,
-        bodies=(ResponsesRequest,), event=_OBJECT, example={"input": "Hello", "max_output_tokens": 4},
+        "post", "/v1/responses", "An answer in the form of OpenAI's Responses", "openai", Response,
+        bodies=(ResponsesRequest,), event=ResponseEvent, example={"input": "Hello", "max_output_tokens": 4},
     ),
     Operation(
         "post", "/v1/messages", "An answer in the form of Anthropic's Messages", "anthropic", Message,
-        bodies=(MessagesRequest,), event=_OBJECT, example=_TALK,
+        bodies=(MessagesRequest,), event=MessageEvent, example=_TALK,
     ),
     Operation(
         "post", "/v1/messages/count_tokens", "The tokens of a conversation", "anthropic", dict[str, int],

@@ -1,4 +1,4 @@
-"""Prompts of text completions and embeddings: a text, several, the token ids of one, or the ids of several."""
+"""Prompts of text completions and embeddings: a text, the token ids of one, or a list of such."""
 
 from __future__ import annotations
 
@@ -32,13 +32,11 @@ def _items(given: str | list[Any], name: str) -> list[str | list[int]]:
         return [given]
     if not given:
         raise invalid(f"Empty array detected. Do not use an empty array for the {name}.", name)
-    if all(isinstance(item, str) for item in given):
-        return given
     if _are_ids(given):
         return [given]
-    if all(isinstance(item, list) and _are_ids(item) for item in given):
+    if all(isinstance(item, str) or (isinstance(item, list) and _are_ids(item)) for item in given):
         return given
-    raise invalid(f"`{name}` must be a string, a list of strings, a list of token ids or a list of such lists", name)
+    raise invalid(f"`{name}` must be a string, a list of token ids or a list of such prompts", name)
 
 
 def _are_ids(given: list[Any]) -> bool:

@@ -7,17 +7,17 @@ import time
 from typing import Any
 
 from penstock.server.body import check_range, parse
-from penstock.server.exchange import DONE, Exchange
+from penstock.server.exchange import Exchange
 from penstock.server.house import House
 from penstock.server.openai import responses_wire as wire
 from penstock.server.openai.fields import Neutral, look_over, unsupported
-from penstock.server.openai.logprobs import of_chat
 from penstock.server.openai.models import check_model
+from penstock.server.openai.narration import narrate
 from penstock.server.openai.responses_events import Narrator
 from penstock.server.openai.responses_input import messages_of
-from penstock.server.openai.turn import Turn, begin
+from penstock.server.openai.turn import begin
 from penstock.server.openai.wire import ChatRequest, Sampled
-from penstock.server.refusal import Refusal, invalid
+from penstock.server.refusal import invalid
 
 LOGPROBS = "message.output_text.logprobs"  # an entry of `include`
 
@@ -49,56 +49,10 @@ class Responses:
         with house.permits.take():
             turn = await begin(exchange, house, _chat(body), raw, arrived)
             response = self._response(body)
-            if body.stream:
-                await self._stream(exchange, turn, response)
-            else:
-                narrator = Narrator(response, lambda event: None)
-                async with turn.runs:
-                    await self._narrate(turn, narrator)
+            narrator = Narrator(response, turn, house.tokenizer)
+            await narrate(exchange, house, turn, narrator, bool(body.stream))
+            if not body.stream:
                 await exchange.answer_json(narrator.response)
-
-    async def _stream(self, exchange: Exchange, turn: Turn, response: wire.Response) -> None:
-        events: list[bytes] = []
-        narrator = Narrator(response, events.append)
-
-        async def flush() -> None:
-            data, events[:] = b"".join(events), []
-            if data:
-                await exchange.write(data)
-
-        async with turn.runs:
-            await exchange.start_events([])
-            narrator.begin()
-            await flush()
-            try:
-                with exchange.kept_alive(self._house.config.keep_alive_seconds):
-                    await self._narrate(turn, narrator, flush)
-            except Refusal as refusal:
-                response.error = {"code": "server_error", "message": refusal.message}
-                narrator.end("failed", None)
-                await self._end(exchange, events)
-                raise
-        await self._end(exchange, events)
-
-    async def _narrate(self, turn: Turn, narrator: Narrator, flush: Any = None) -> None:
-        voice = turn.voices[0]
-        async for ((_, tokens),) in turn.runs:
-            scores: list[Any] = []
-            if turn.order.logprobs:
-                scores = of_chat(self._house.tokenizer, tokens, turn.order.top_n).content
-            narrator.tell(voice.read(tokens), len(tokens), scores)
-            if flush is not None:
-                await flush()
-        if voice.finish_reason == "length":
-            narrator.response.incomplete_details = {"reason": "max_output_tokens"}
-            narrator.end("incomplete", _usage(turn, narrator))
-        else:
-            narrator.end("completed", _usage(turn, narrator))
-
-    @staticmethod
-    async def _end(exchange: Exchange, events: list[bytes]) -> None:
-        await exchange.write(b"".join(events) + DONE)
-        await exchange.end()
 
     def _response(self, body: wire.ResponsesRequest) -> wire.Response:
         return wire.Response(
@@ -148,14 +102,3 @@ def _format(form: Any) -> dict[str, Any]:
     if form.get("type") == "json_schema" and "json_schema" not in form:
         return {"type": "json_schema", "json_schema": form}
     return form
-
-
-def _usage(turn: Turn, narrator: Narrator) -> wire.ResponseUsage:
-    prompt, completion = len(turn.prompt.ids), turn.completion_tokens
-    return wire.ResponseUsage(
-        prompt,
-        wire.InputDetails(turn.cached_tokens),
-        completion,
-        wire.OutputDetails(narrator.reasoning_tokens),
-        prompt + completion,
-    )

@@ -3,35 +3,44 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
+from penstock.server.exchange import DONE
+from penstock.server.generation import TokenEvent
 from penstock.server.openai import responses_wire as wire
+from penstock.server.openai.answers import ChosenLogprob
+from penstock.server.openai.logprobs import of_chat
+from penstock.server.openai.turn import Turn
+from penstock.server.refusal import Refusal
 from penstock.text.answer_events import CallArguments, CallStart, Content, Event, Reasoning
-
-Sink = Callable[[bytes], None]
+from penstock.text.tokenizer import Tokenizer
 
 
 class Narrator:
-    """Keeps a Response true while the answer comes. `send` gets every event, encoded when it happens."""
+    """Keeps a Response true while the answer comes; see narration.py."""
 
-    def __init__(self, response: wire.Response, send: Sink) -> None:
+    def __init__(self, response: wire.Response, turn: Turn, tokenizer: Tokenizer) -> None:
         self.response = response
-        self._send = send
+        self._turn, self._tokenizer = turn, tokenizer
+        self._frames: list[bytes] = []  # of events, encoded when they happen
         self._number = 0
         self._open: wire.Item | None = None
         self._text: list[str] = []  # of the open item
-        self.reasoning_tokens = 0
 
-    def begin(self) -> None:
+    def begin(self) -> bytes:
         """The two events before the first token."""
         self._emit("response.created", response=self.response)
         self._emit("response.in_progress", response=self.response)
+        return self._taken()
 
-    def tell(self, events: Iterable[Event], tokens: int, logprobs: list[Any]) -> None:
-        """What so many new tokens brought."""
+    def tell(self, events: Iterable[Event], tokens: list[TokenEvent]) -> bytes:
+        """What new tokens brought."""
+        order, logprobs = self._turn.order, []
+        if order.logprobs:
+            logprobs = of_chat(self._tokenizer, tokens, order.top_n).content
         for event in events:
             match event:
                 case Content(text):
@@ -44,16 +53,28 @@ class Narrator:
                 case CallArguments(_, text):
                     self._text.append(text)
                     self._delta("response.function_call_arguments.delta", delta=text)
-        if isinstance(self._open, wire.ReasoningItem):
-            self.reasoning_tokens += tokens
+        return self._taken()
 
-    def end(self, status: wire.Status, usage: wire.ResponseUsage | None) -> None:
+    def end(self) -> bytes:
         """The answer is over: the open item is closed, the last event has the whole response."""
-        self._close("completed" if status == "completed" else "incomplete")
-        self.response.status, self.response.usage = status, usage
-        self._emit(f"response.{status}", response=self.response)
+        self.response.usage = _usage(self._turn)
+        if self._turn.voices[0].finish_reason == "length":
+            self.response.incomplete_details = {"reason": "max_output_tokens"}
+            return self._end("incomplete")
+        return self._end("completed")
 
-    def _say(self, text: str, logprobs: list[Any]) -> None:
+    def fail(self, refusal: Refusal) -> bytes:
+        """The answer breaks off."""
+        self.response.error = {"code": "server_error", "message": refusal.message}
+        return self._end("failed")
+
+    def _end(self, status: wire.Status) -> bytes:
+        self._close("completed" if status == "completed" else "incomplete")
+        self.response.status = status
+        self._emit(f"response.{status}", response=self.response)
+        return self._taken() + DONE
+
+    def _say(self, text: str, logprobs: list[ChosenLogprob]) -> None:
         item = self._open
         if not isinstance(item, wire.MessageItem):
             self._add(wire.MessageItem(id=_identity("msg")))
@@ -110,9 +131,19 @@ class Narrator:
             self._emit(kind, item_id=self._open.id, output_index=len(self.response.output) - 1, **fields)
 
     def _emit(self, kind: str, **fields: Any) -> None:
-        event = {"type": kind, "sequence_number": self._number, **fields}
-        self._send(b"data: %b\n\n" % msgspec.json.encode(event))
+        event = wire.ResponseEvent(type=kind, sequence_number=self._number, **fields)
+        self._frames.append(b"data: %b\n\n" % msgspec.json.encode(event))
         self._number += 1
+
+    def _taken(self) -> bytes:
+        frames, self._frames = self._frames, []
+        return b"".join(frames)
+
+
+def _usage(turn: Turn) -> wire.ResponseUsage:
+    prompt, completion = len(turn.prompt.ids), turn.completion_tokens
+    cached, thought = wire.InputDetails(turn.cached_tokens), wire.OutputDetails(turn.reasoning_tokens)
+    return wire.ResponseUsage(prompt, cached, completion, thought, prompt + completion)
 
 
 def _identity(prefix: str) -> str:

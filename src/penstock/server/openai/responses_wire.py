@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import msgspec
-from msgspec import field
+from msgspec import UNSET, UnsetType, field
 
+from penstock.server.openai.answers import ChosenLogprob
 from penstock.server.openai.wire import Sampled
 
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
@@ -35,7 +36,7 @@ class OutputText(msgspec.Struct, kw_only=True, tag_field="type", tag="output_tex
 
     text: str = ""
     annotations: list[Any] = []
-    logprobs: list[Any] = []
+    logprobs: list[ChosenLogprob] = []
 
 
 class ReasoningText(msgspec.Struct, kw_only=True, tag_field="type", tag="reasoning_text"):
@@ -126,3 +127,25 @@ class Response(msgspec.Struct, kw_only=True):
     usage: ResponseUsage | None = None
     user: str | None
     metadata: dict[str, Any]
+
+
+class ResponseEvent(msgspec.Struct, kw_only=True):
+    """An event of a stream: what happened (`response.output_text.delta`, ...), and what belongs to that kind.
+
+    response: the whole answer so far, at the beginning and the end. output_index, item, item_id: the entry of its
+    output that the event is about; content_index, part: the part of that; delta: what is new; text, arguments: all.
+    """
+
+    type: str
+    sequence_number: int
+    response: Response | UnsetType = UNSET
+    output_index: int | UnsetType = UNSET
+    item: Item | UnsetType = UNSET
+    item_id: str | UnsetType = UNSET
+    content_index: int | UnsetType = UNSET
+    part: OutputText | ReasoningText | UnsetType = UNSET
+    delta: str | UnsetType = UNSET
+    text: str | UnsetType = UNSET
+    logprobs: list[ChosenLogprob] | UnsetType = UNSET
+    name: str | UnsetType = UNSET
+    arguments: str | UnsetType = UNSET

@@ -59,16 +59,21 @@ class Voice:
 
     def __init__(self, index: int, generation: Generation, parser: AnswerParser | None) -> None:
         self.index, self.generation, self.parser = index, generation, parser
+        self.reasoning_tokens = 0
         self.ended = False  # all has been said; tokens that came meanwhile are not wanted
 
     def read(self, tokens: Iterable[TokenEvent]) -> list[Event]:
         """The events that new tokens release. Ends the generation when the parser has all it waits for."""
         if self.ended:
             return []
-        text = "".join([token.piece for token in tokens])
         if self.parser is None:
+            text = "".join([token.piece for token in tokens])
             return [Content(text)] if text else []
-        found = self.parser.push(text)
+        found: list[Event] = []
+        for token in tokens:
+            thought = self.parser.thinking
+            found += self.parser.push(token.piece)
+            self.reasoning_tokens += thought or self.parser.thinking
         if self.parser.done:
             self.generation.stop()
         if self.generation.finish_reason:
@@ -101,6 +106,11 @@ class Turn:
         return sum(voice.generation.generated_tokens for voice in self.voices)
 
     @property
+    def reasoning_tokens(self) -> int:
+        """Of those, the tokens of the reasoning and its tags."""
+        return sum(voice.reasoning_tokens for voice in self.voices)
+
+    @property
     def cached_tokens(self) -> int:
         """Of the prompt, found in the cache."""
         return self.voices[0].generation.cached_tokens
@@ -112,7 +122,7 @@ async def begin(exchange: Exchange, house: House, body: wire.ChatRequest, raw: b
     limit = _max_tokens(body)
     asked = wanted(body)
     prompt = await read_prompt(house, body)
-    grammar = await _grammar(house, prompt, asked)
+    grammar = await _grammar(house, exchange.key_name, prompt, asked)
     top_n = alternatives(body.top_logprobs, "top_logprobs", house)
     full = replace(
         basic,
@@ -171,14 +181,14 @@ def _max_tokens(body: wire.ChatRequest) -> int | None:
     return found
 
 
-async def _grammar(house: House, prompt: Prompt, asked: tuple[str, GrammarSpec] | None) -> Any:
+async def _grammar(house: House, who: str, prompt: Prompt, asked: tuple[str, GrammarSpec] | None) -> Any:
     """The grammar that the client asked for, or that of a tool call that must come."""
     if prompt.plan is None:
-        return None if asked is None else await compiled(house, *asked)
+        return None if asked is None else await compiled(house, who, *asked)
     if asked is not None:
         raise Refusal(422, "Tool error: Grammar and tools are mutually exclusive", "tool_error", param=asked[0])
     spec = prompt.plan.grammar(house.tokenizer, prompt.tags, prompt.opened)
-    return None if spec is None else await compiled(house, "tools", spec)
+    return None if spec is None else await compiled(house, who, "tools", spec)
 
 
 def _plain(place: int, message: wire.ChatMessage) -> dict[str, Any]:
