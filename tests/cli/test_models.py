@@ -26,7 +26,7 @@ def test_names_of_site_and_user(tiny_llama: Path, tmp_path: Path) -> None:
     assert b"bigscience/bloomz" in shown.stdout
     assert b"llama" not in shown.stdout
     (tmp_path / "p.txt").write_text("the quick\n")
-    for name in ("house-model", "my.model", "HOUSE-Model"):
+    for name in ("HOUSE-Model", "my.model"):
         ask = ("generate", name, "-i", tmp_path / "p.txt", "-o", "-", "--max-new-tokens", "3")
         done = penstock(*ask, **extra)
         assert done.returncode == 0, done.stderr.decode()
