@@ -66,8 +66,8 @@ def test_pooled(tiny_llama: Path, rows: Path, tmp_path: Path, truth: list[np.nda
     expected = {"mean": lambda s: s.mean(axis=0), "last": lambda s: s[-1], "cls": lambda s: s[0]}[pool]
     out = tmp_path / f"out{suffix}"
     done = penstock(
-        "embed", tiny_llama, "-i", rows, "-o", out, "--layers", "-1,0,-2", "--pool", pool, "--json", "--dtype", "float32",
-        home=tmp_path,
+        "embed", tiny_llama, "-i", rows, "-o", out, "--layers", "-1,0,-2", "--pool", pool, "--json",
+        "--dtype", "float32", home=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr.decode()
     assert json.loads(done.stdout)["done"] == 4
