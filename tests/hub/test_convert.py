@@ -59,6 +59,7 @@ def test_every_tensor_is_the_same(tiny_llama: Path, tmp_path: Path, shards: int,
     assert all(torch.equal(found[name], truth[name]) for name in truth)
     assert resolve(str(folder)).path == folder
     assert not list(folder.glob(".converting*"))
+    assert convert(folder, None, lambda name, size: pytest.fail("converted again")) == made
 
 
 @pytest.mark.parametrize("legacy", [False, True])
