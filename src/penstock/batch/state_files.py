@@ -51,7 +51,7 @@ def write_states(output: Path, store: StateStore, layers: tuple[int, ...], poole
     facts = {**about, "errors": errors}
     part = output.with_name(output.name + ".writing")
     try:
-        with part.open("wb") as file:
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
             if output.suffix == ".parquet":
                 _write_parquet(file, store, index, layers, pooled, facts)
             else:
