@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from penstock.engine.config import EngineConfig
 from penstock.engine.loop import EngineLoop
-from penstock.engine.request import EngineRequest, Grammar, Limits, Sampling, validate
+from penstock.engine.request import Embed, EngineRequest, Grammar, Limits, Sampling, validate
 from penstock.errors import InvalidRequest, ModelError, ResourceError, UsageError
 from penstock.plan.memory import Footprint, human, plan_kv
 from tests.checkpoints import save_tiny
@@ -122,8 +122,8 @@ def test_many_biases_and_long_lists_of_alternatives() -> None:
 
 def test_nothing_to_generate_is_fine_where_the_prompt_is_asked_about() -> None:
     assert refusal(EngineRequest(1, [1], 0, prompt_logprobs=True)) is None
-    assert refusal(EngineRequest(1, [1], 0, embed=True)) is None
-    assert "strictly positive" in (refusal(EngineRequest(1, [1], -1, embed=True)) or "")
+    assert refusal(EngineRequest(1, [1], 0, embed=Embed())) is None
+    assert "strictly positive" in (refusal(EngineRequest(1, [1], -1, embed=Embed())) or "")
 
 
 def test_the_edges_are_allowed(tiny_llama: Path) -> None:

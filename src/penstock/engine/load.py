@@ -18,7 +18,8 @@ from penstock.engine.request import Limits, Stage
 from penstock.engine.step import GATHERED
 from penstock.errors import ResourceError, UsageError
 from penstock.formats import FORMATS, Format
-from penstock.hub.checkpoint import TensorEntry, read_checkpoint
+from penstock.hub.checkpoint import TensorEntry
+from penstock.hub.weights import read_weights
 from penstock.kernels import products
 from penstock.kernels.attention import SCORES
 from penstock.models.config import DecoderConfig, WeightMap
@@ -48,7 +49,7 @@ def load_model(config: EngineConfig, on_stage: Callable[[Stage], None]) -> Loade
     clock = _Clock(on_stage)
     folder = Path(config.model_path)
     decoder_config, names = describe(folder, config.rope_scaling, config.rope_factor)
-    entries = read_checkpoint(folder)
+    entries = read_weights(folder)
     name, dtype, text = _choose_format(config, decoder_config, names, entries)
     form = FORMATS[name]
     weight_bytes = _weight_bytes(entries, decoder_config, names, dtype, form)
@@ -161,6 +162,8 @@ def _fit(config: EngineConfig, decoder: DecoderConfig, dtype: torch.dtype, weigh
         max_batch_prefill_tokens=budget,
         max_batch_size=rows,
         dtype=str(dtype).removeprefix("torch."),
+        num_layers=decoder.num_layers,
+        hidden_size=decoder.hidden_size,
     )
     return limits, plan
 

@@ -20,7 +20,7 @@ from penstock.engine.config import EngineConfig
 from penstock.engine.grammar import Cursor, Grammars
 from penstock.engine.held import HeldRows
 from penstock.engine.load import LoadedModel, load_model
-from penstock.engine.prompt import is_broken, read_prompts, report
+from penstock.engine.prompt import Watch, is_broken, read_prompts, report
 from penstock.engine.request import (
     EngineRequest,
     EngineStats,
@@ -34,6 +34,7 @@ from penstock.engine.request import (
 from penstock.engine.sampler import BrokenScores, Watermark
 from penstock.engine.scheduler import Run, Scheduler
 from penstock.engine.sequence import Sequence
+from penstock.engine.states import PromptStates
 from penstock.engine.step import build_step
 from penstock.errors import InvalidRequest, ModelError
 
@@ -101,6 +102,8 @@ class EngineLoop:
             raise InvalidRequest(f"a request with id {request.id} is already running")
         validate(request, self.limits)
         sequence = Sequence.of(request, next(self._numbers), self._nonce, self._span_rope, self._eos)
+        if request.embed is not None:
+            sequence.states = PromptStates(request.embed, self.limits.num_layers)
         self._sequences[request.id] = sequence
         if request.grammar is None:
             self._scheduler.add(sequence)
@@ -173,14 +176,16 @@ class EngineLoop:
         outputs: list[SequenceOutput] = []
         if runs:
             step = build_step(runs, self._pool.block_size, self._span_rope is not None)
-            hidden = self._decoder.forward(step.inputs, self._cache)
+            watch = Watch(step)
+            hidden = self._decoder.forward(step.inputs, self._cache, watch)
             self.stats.forward_seconds = time.perf_counter() - since
-            read_prompts(step, hidden, self._decoder)
+            parts = read_prompts(step, hidden, self._decoder, watch)
             if step.ending:
                 ending = [run.sequence for run in step.ending]
                 logits = self._decoder.logits(hidden[step.ending_rows])
             self._count(runs)
-            outputs = [self._end_prompt(run.sequence) for run in step.read]
+            outputs = [self._check_states(part) for part in parts]
+            outputs += [self._end_prompt(run.sequence) for run in step.read]
         patience = max(_PATIENCE, _PATIENCE_SHARE * (time.perf_counter() - since))
         chosen, logits = self._held.exchange(ending, logits, patience)
         if logits is not None:
@@ -203,6 +208,14 @@ class EngineLoop:
             self._held.wait(_NAP)
         elif self._beginning:
             wait(self._beginning.values(), _NAP, FIRST_COMPLETED)
+
+    def _check_states(self, output: SequenceOutput) -> SequenceOutput:
+        """The states of a part of a prompt, or the error that they are none."""
+        if not is_broken(output):
+            return output
+        sequence = self._sequences[output.id]
+        self._clean(sequence)
+        return self._fail(sequence, _NOT_NUMBERS)
 
     def _end_prompt(self, sequence: Sequence) -> SequenceOutput:
         """The one output of a request that generates nothing."""

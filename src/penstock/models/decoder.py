@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -48,13 +50,15 @@ class Decoder:
             for _ in range(self.config.num_layers)
         ]
 
-    def forward(self, step: StepInputs, cache: KVCache) -> Tensor:
+    def forward(self, step: StepInputs, cache: KVCache, watch: Callable[[int, Tensor], None] | None = None) -> Tensor:
         """One step over a flat batch of runs; writes the cache. Returns [R, hidden], before the final norm, of the rows
-        that are wanted, in their order."""
+        that are wanted, in their order. watch: is shown each layer's number and what goes into it, [T, hidden]."""
         turns = [rotary(step.positions, step.spans) for rotary in self._rotaries]
         x = self._embed(step)
         last = len(self.weights.layers) - 1
         for i, layer in enumerate(self.weights.layers):
+            if watch is not None:
+                watch(i, x)
             wanted = step.wanted if i == last else None
             h = x if layer.attention_norm is None else layer.attention_norm(x)
             mixed = layer.attention(h, turns[self._turn_of[i]], step, wanted, cache[i])

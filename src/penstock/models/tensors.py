@@ -10,8 +10,10 @@ from torch import Tensor
 
 from penstock.errors import ModelError
 from penstock.hub.checkpoint import TensorEntry
+from penstock.kernels.gguf_blocks import BLOCKS, dequantize
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_CHUNK = 2**17  # weights that are dequantized at a time
 
 
 class TensorReader:
@@ -46,14 +48,39 @@ class TensorReader:
                 f"config.json asks for {list(stored_shape)}",
                 "download the model again, config.json and weights from one revision",
             )
-        if entry.dtype not in _DTYPES:
-            raise ModelError(f"{entry.file.name}: tensor {name!r} has type {entry.dtype}, which cannot be computed in")
         out = torch.empty(shape, dtype=self.dtype) if out is None else out
-        stored = _DTYPES[entry.dtype]
-        raw = out if stored == self.dtype else torch.empty(shape, dtype=stored)
-        skipped = 0 if part is None else part[0] * raw.nbytes
-        _read_into(entry.file, entry.start + skipped, raw.view(-1).view(torch.uint8))
-        return out if raw is out else out.copy_(raw)
+        index = 0 if part is None else part[0]
+        if entry.dtype in BLOCKS:
+            _dequantize_into(entry, index, out.view(-1))
+        elif entry.dtype in _DTYPES:
+            stored = _DTYPES[entry.dtype]
+            raw = out if stored == self.dtype else torch.empty(shape, dtype=stored)
+            _read_into(entry.file, entry.start + index * raw.nbytes, raw.view(-1).view(torch.uint8))
+            if entry.shift:
+                raw += entry.shift
+            if raw is not out:
+                out.copy_(raw)
+        else:
+            raise ModelError(f"{entry.file.name}: tensor {name!r} has type {entry.dtype}, which cannot be computed in")
+        if entry.interleaved:  # [heads, dim/2, 2, ...] on disk, [heads, 2, dim/2, ...] for the decoder
+            out.copy_(out.view(entry.interleaved, -1, 2, *shape[1:]).transpose(1, 2).reshape(shape))
+        return out
+
+
+def _dequantize_into(entry: TensorEntry, index: int, out: Tensor) -> None:
+    """Fill a flat tensor from quantized blocks, so many at a time that what is between them stays in the cache.
+
+    index: of a part as large as `out`.
+    """
+    elements, size = BLOCKS[entry.dtype]
+    start = entry.start + index * len(out) // elements * size
+    raw = torch.empty((min(_CHUNK, len(out)) // elements, size), dtype=torch.uint8)
+    for i, part in enumerate(out.split(len(raw) * elements)):
+        blocks = raw[: len(part) // elements]
+        _read_into(entry.file, start + i * raw.nbytes, blocks.view(-1))
+        part.copy_(dequantize(entry.dtype, blocks).view(-1))
+        if entry.shift:
+            part += entry.shift
 
 
 def _read_into(path: Path, offset: int, buffer: Tensor) -> None:
