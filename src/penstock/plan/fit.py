@@ -85,14 +85,23 @@ def plan_on(
 
 
 def best_plan(
-    shape: Shape, stored: str, device: Device, tokens: int, disk: float, cards: int | None, batch: int | None = None
+    shape: Shape,
+    stored: str,
+    device: Device,
+    tokens: int,
+    disk: float,
+    cards: int | None,
+    batch: int | None = None,
+    max_cards: int = MAX_CARDS,
 ) -> Plan:
-    """The checkpoint's own format on the fewest devices that hold it (or on `cards`), else the widest format that fits
-    on as many; when nothing fits, the plan of the stored format, which says so."""
-    counts = [cards] if cards else [1] if device.is_cpu or ":" in device.name else [1, 2, 4, 8]
-    usable = native(stored, device)
+    """The checkpoint's own format on the fewest devices that hold it (or on `cards`), else the widest smaller format
+    that fits on as many; when nothing fits, the plan of the stored format, which says so."""
+    counts = [cards] if cards else [1]
+    while not cards and not device.is_cpu and 2 * counts[-1] <= max_cards:
+        counts.append(2 * counts[-1])
+    own = native(stored, device)
     for count in counts:
-        plan = plan_on(shape, usable, device, count, tokens, disk, batch)
+        plan = plan_on(shape, own, device, count, tokens, disk, batch)
         if plan.fits:
             return plan
     for form in FALLBACKS:
