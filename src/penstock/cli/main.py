@@ -26,12 +26,16 @@ COMMANDS = {
     "serve": ("penstock.cli.serve", "Serve a model over HTTP, compatible with TGI and OpenAI clients."),
     "chat": ("penstock.cli.chat", "Talk to a model, here or on a server."),
     "generate": ("penstock.cli.generate", "Generate for a file of prompts; a rerun resumes."),
+    "embed": ("penstock.cli.embed", "Hidden states for a file of texts; a rerun resumes."),
+    "models": ("penstock.cli.models", "List the catalogue of models by their short names."),
+    "convert": ("penstock.cli.convert", "Make safetensors of a model that has only .bin files."),
     "doctor": ("penstock.cli.doctor", "Check this machine: what works, what does not, and the cure."),
 }
 INTERRUPTED = 130
 MAX_LINES = 6  # of an error message
 EPILOG = (
-    "MODEL is `demo` (bundled), a folder, or a hub name ORG/NAME[@REVISION]. Every option can also be set as "
+    "MODEL is `demo` (bundled), a folder, a GGUF file, a hub name ORG/NAME[@REVISION], or a name that "
+    "`penstock models` lists. Every option can also be set as "
     "PENSTOCK_<OPTION> in the environment, or under [COMMAND] in the file that --config names "
     "(default: ~/.config/penstock/config.toml). Exit codes: 0 ok, 1 failure, 2 usage, 3 environment, 4 model, "
     "5 resources, 6 partial results, 130 interrupted."

@@ -18,7 +18,8 @@ from penstock.engine.request import Limits, Stage
 from penstock.engine.step import GATHERED
 from penstock.errors import ResourceError, UsageError
 from penstock.formats import FORMATS, Format
-from penstock.hub.checkpoint import TensorEntry, read_checkpoint
+from penstock.hub.checkpoint import TensorEntry
+from penstock.hub.weights import read_weights
 from penstock.kernels.attention import SCORES
 from penstock.models.config import DecoderConfig, WeightMap
 from penstock.models.decoder import Decoder, KVCache
@@ -52,7 +53,7 @@ def load_model(config: EngineConfig, on_stage: Callable[[Stage], None]) -> Loade
     if config.quantize not in FORMATS:
         raise UsageError(f"unknown format {config.quantize!r}", hint=f"--quantize takes {', '.join(FORMATS)}")
     form = FORMATS[config.quantize]
-    entries = read_checkpoint(folder)
+    entries = read_weights(folder)
     weight_bytes = _weight_bytes(entries, decoder_config, names, dtype, form)
     stored = "" if config.quantize == "none" else f", its matrices in {config.quantize} (--quantize)"
     clock.done("model", f"{decoder_config.family} decoder in {spelled}: {why} (--dtype){stored}")

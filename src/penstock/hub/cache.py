@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+WEIGHTS = "model.safetensors"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -84,12 +85,12 @@ def missing_file(path: Path) -> str | None:
     """The first needed file that a snapshot lacks: its config, its index's shards, or any weights at all."""
     if not (path / "config.json").exists():
         return "config.json"
-    if (path / "model.safetensors").exists():
+    if (path / WEIGHTS).exists():
         return None
     index = path / "model.safetensors.index.json"
     if not index.exists():
         present = any(n.endswith(".safetensors") for n in _list(path))
-        return None if present else "model.safetensors"
+        return None if present else WEIGHTS
     try:
         shards = set(json.loads(index.read_bytes())["weight_map"].values())
         return min((s for s in shards if not (path / os.path.basename(s)).exists()), default=None)

@@ -15,6 +15,7 @@ from typing import Any
 
 from penstock.errors import ModelError
 from penstock.hub.folder import AGAIN, damaged, is_plain_name, member, read_small, reason
+from penstock.hub.pickles import only_pickles, pickle_names
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 MAX_DIMS = 32
@@ -33,7 +34,12 @@ DTYPE_BITS = {
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One tensor on disk. dtype as safetensors spells it (F32, BF16 ...); start and end are absolute byte offsets."""
+    """One tensor on disk. start and end are absolute byte offsets.
+
+    dtype: as safetensors spells it (F32, BF16 ...) or, in a GGUF file, as ggml does (Q4_K ...). interleaved: the rows
+    of so many heads are in GGUF's order, where the two of a rotary pair are neighbours; 0 is the usual order. shift: to
+    be added to every value.
+    """
 
     name: str
     file: Path
@@ -41,6 +47,8 @@ class TensorEntry:
     shape: tuple[int, ...]
     start: int
     end: int
+    interleaved: int = 0
+    shift: float = 0.0
 
 
 def read_checkpoint(folder: Path) -> dict[str, TensorEntry]:
@@ -122,7 +130,7 @@ def _header_length(file: Path, head: bytes, size: int) -> int:
             f"Run `git lfs pull` in {file.parent}, or give the hub name instead of the folder.",
         )
     if head[:4] == b"GGUF":
-        raise damaged(file, "It is a GGUF file under another name.", "GGUF files are not supported yet.")
+        raise damaged(file, "It is a GGUF file under another name.", "Name it *.gguf and give the file itself.")
     if len(head) < 8:
         raise damaged(file, f"It has {size} bytes; a safetensors file has at least 8. It was cut short.")
     length = int.from_bytes(head, "little")
@@ -240,14 +248,16 @@ def _listing(folder: Path) -> list[str]:
 
 def _no_weights(folder: Path, names: list[str]) -> ModelError:
     what = f"The folder {folder} has no *.safetensors weights."
+    if pickle_names(names):
+        return only_pickles(folder, str(folder))
     if any(n.endswith((".bin", ".pt", ".pth")) for n in names):
         return ModelError(
             what,
             "It has .bin or .pt files: those are pickles, which can run code when read, so they are never loaded.",
-            "Take a safetensors revision of the model; converting will be a separate, explicit step later on.",
+            "Take a safetensors revision of the model; `penstock convert` takes files named pytorch_model*.bin.",
         )
     if any(n.endswith(".gguf") for n in names):
-        return ModelError(what, "It has a GGUF file; GGUF is not supported yet.", "Take the safetensors repository.")
+        return ModelError(what, "It has a GGUF file.", "Give the GGUF file itself instead of the folder.")
     if any(n.startswith("adapter_") for n in names):
         return ModelError(
             what, "It is a LoRA adapter, not a model.", "Give the base model's folder; adapters come later."

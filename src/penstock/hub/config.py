@@ -80,7 +80,7 @@ def _not_a_model(folder: Path, names: list[str]) -> ModelError:
         return ModelError(
             what,
             f"It holds GGUF files ({gguf[0]}).",
-            "GGUF comes in a later version; take the safetensors repository.",
+            f"Give one of them: {folder / gguf[0]}",
         )
     if "model_index.json" in names:
         return ModelError(what, "It is a diffusers pipeline (images), not a language model.", "Give a language model.")

@@ -1,6 +1,7 @@
 """Fetching one snapshot of a hub model into the cache, with a plain message for each way that can fail.
 
-Only data is fetched: configuration, tokenizer, templates and safetensors; never pickles (.bin, .pt) or Python files.
+Only data is fetched: configuration, tokenizer, templates and safetensors; never Python files, and pickles (.bin) only
+for their conversion.
 """
 
 from __future__ import annotations
@@ -17,16 +18,18 @@ from penstock.hub.cache import cache_folder, token_source
 from penstock.hub.folder import reason
 
 ALLOW = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
+PICKLES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 IGNORE = ["*/*", "adapter_*", "*.bin.index.json"]  # fnmatch: `*/*` is everything in subfolders
 CONNECT_SECONDS = 6.0  # one connection attempt
 ANSWER_SECONDS = 15.0  # everything until the hub has described the model, name lookup included
 
 
-def download(name: str, revision: str | None) -> Path:
+def download(name: str, revision: str | None, *, pickles: bool = False) -> Path:
     """Fetch hub model `name` (ORG/NAME, already checked) at `revision` (None: main) and return its snapshot folder.
 
-    An interrupted download goes on where it stopped when it is called again. Raises ModelError (unknown, gated,
-    nothing usable in it), EnvironmentFault (no network), ResourceError (disk full).
+    pickles: take its .bin weights, to convert them. An interrupted download goes on where it stopped when it is called
+    again. Raises ModelError (unknown, gated, nothing usable in it), EnvironmentFault (no network), ResourceError (disk
+    full).
     """
     from huggingface_hub import HfApi, snapshot_download  # 150 ms: only when the network is really needed
     from huggingface_hub.utils import disable_progress_bars
@@ -40,8 +43,10 @@ def download(name: str, revision: str | None) -> Path:
     try:
         info = _within(ANSWER_SECONDS, describe)
         files = {s.rfilename: s.size or 0 for s in info.siblings or []}
-        ignore = _check_usable(name, files)
-        total = sum(size for file, size in files.items() if file.endswith((".safetensors", ".json")))
+        allow = [*ALLOW[:1], *ALLOW[2:], *PICKLES] if pickles else ALLOW
+        ignore = ["*/*"] if pickles else _check_usable(name, files)
+        weights = (".bin", ".json") if pickles else (".safetensors", ".json")
+        total = sum(size for file, size in files.items() if file.endswith(weights) and "/" not in file)
         _check_space(name, total)
         print(f"downloading {name} ({total / 1e9:.2f} GB) to {cache_folder()}", file=sys.stderr, flush=True)
         return Path(
@@ -49,7 +54,7 @@ def download(name: str, revision: str | None) -> Path:
                 name,
                 revision=revision,
                 cache_dir=cache_folder(),
-                allow_patterns=ALLOW,
+                allow_patterns=allow,
                 ignore_patterns=ignore,
                 max_workers=4,
             )
@@ -159,15 +164,20 @@ def _check_usable(name: str, files: dict[str, int]) -> list[str]:
         several = any(not file.startswith("consolidated") for file in weights)
         return [*IGNORE, "consolidated*"] if several else IGNORE
     what = f"{name} has nothing that Penstock can load."
+    hint = "Look for a repository, or a revision (NAME@REVISION), with safetensors."
     if any(file.endswith(".gguf") for file in files):
-        why = "It holds GGUF files, which come in a later version."
+        file = next(file for file in files if file.endswith(".gguf"))
+        why = "It holds GGUF files; one of them is enough."
+        hint = f"Fetch one, for example with `hf download {name} {file} --local-dir .`, and give the file."
     elif "adapter_config.json" in top:
         why = "It is a LoRA adapter; give its base model."
     elif any(file.endswith((".bin", ".pt", ".pth")) for file in files):
         why = "It holds only .bin or .pt weights: pickles, which can run code when read, so they are never loaded."
+        if any(file.startswith("pytorch_model") for file in top):
+            hint = f"Convert them once, in a sandbox: penstock convert {name}"
     else:
         why = "It lacks config.json or *.safetensors weights; is it a language model?"
-    raise ModelError(what, why, "Look for a repository, or a revision (NAME@REVISION), with safetensors.")
+    raise ModelError(what, why, hint)
 
 
 def _check_space(name: str, need: int) -> None:

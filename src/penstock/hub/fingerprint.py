@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from penstock.hub.folder import damaged, member, reason
+from penstock.hub.gguf.link import linked_files
 
 SAMPLES = 64  # places in each weights file
 SAMPLE_BYTES = 4096
@@ -26,10 +27,13 @@ def fingerprint(folder: Path) -> str:
     would be absurd. Training changes every part of a file, so a changed model does not pass for the same.
     """
     digest = hashlib.sha256()
-    for name in sorted(os.listdir(folder)):
-        if name not in _WHOLE and not name.endswith(".safetensors"):
-            continue
-        file = member(folder, name)
+    files = [
+        (name, member(folder, name))
+        for name in sorted(os.listdir(folder))
+        if name in _WHOLE or name.endswith(".safetensors")
+    ]
+    files += [(file.name, file) for file in linked_files(folder) or ()]
+    for name, file in files:
         try:
             with file.open("rb") as stream:
                 size = os.fstat(stream.fileno()).st_size
@@ -41,5 +45,5 @@ def fingerprint(folder: Path) -> str:
                     stream.seek(max(0, size - SAMPLE_BYTES) * i // (SAMPLES - 1))
                     digest.update(stream.read(SAMPLE_BYTES))
         except OSError as error:
-            raise damaged(folder / name, f"It cannot be read: {reason(error)}.") from None
+            raise damaged(file, f"It cannot be read: {reason(error)}.") from None
     return digest.hexdigest()

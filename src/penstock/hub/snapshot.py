@@ -1,7 +1,7 @@
 """From what a user typed to one model folder on disk.
 
-In order: `demo`, a folder, a snapshot in the hub cache, a download. Whatever is found is one snapshot of one commit,
-and everything else (config, tokenizer, weights) is read from that folder only.
+In order: `demo`, a folder or a GGUF file, a name of the catalogue, a snapshot in the hub cache, a download. Whatever is
+found is one snapshot of one commit, and everything else (config, tokenizer, weights) is read from that folder only.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from penstock.errors import ModelError, UsageError
-from penstock.hub import cache
+from penstock.hub import cache, catalogue
 from penstock.hub.config import CONFIG, read_config
 from penstock.hub.download import UnknownModel, Unreachable, download
+from penstock.hub.gguf.find import only_gguf
+from penstock.hub.gguf.folder import unpacked
+from penstock.hub.pickles import converted_folder, has_pickles, only_pickles
 
 DEMO = "demo"
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
@@ -33,7 +36,8 @@ class Snapshot:
 
 
 def resolve(name: str, revision: str | None = None, *, offline: bool | None = None) -> Snapshot:
-    """Find the model `name`: `demo`, a folder, or ORG/NAME[@REVISION] of the hub (local cache first).
+    """Find the model `name`: `demo`, a folder, a GGUF file, a name of the catalogue, or ORG/NAME[@REVISION] of the hub
+    (local cache first).
 
     offline: never touch the network (None: as HF_HUB_OFFLINE says). Raises ModelError for an unknown or unusable
     model, EnvironmentFault when it would have to be downloaded and cannot be reached.
@@ -48,21 +52,62 @@ def resolve(name: str, revision: str | None = None, *, offline: bool | None = No
     if name and _is_folder(folder):
         if revision is not None:
             raise UsageError(f"{name} is a folder, so a revision means nothing.", "", "Leave the revision out.")
-        read_config(folder)
-        return Snapshot(folder.resolve(), name, None)
+        return Snapshot(_readable(folder), name, None)
     if name and _is_there(folder):
-        raise _not_a_folder(folder)
+        if folder.suffix.lower() != ".gguf" or not folder.exists():
+            raise _not_a_folder(folder)
+        if revision is not None:
+            raise UsageError(f"{name} is a file, so a revision means nothing.", "", "Leave the revision out.")
+        return Snapshot(unpacked(folder), name, None)
+    listed = catalogue.find(name)
+    if listed is not None:
+        found = resolve(listed.model, revision or listed.revision, offline=offline)
+        return Snapshot(found.path, name, found.revision)
     hub_name, revision = _split(name, revision)
-    if not _HUB_NAME.fullmatch(hub_name) or ".." in hub_name or "--" in hub_name or hub_name.endswith(".git"):
-        raise unknown(name, f"{name[:120]!r} is neither a folder here nor a hub name (ORG/NAME).")
+    _check_hub_name(hub_name)
     return _from_hub(hub_name, revision, cache.is_offline() if offline is None else offline)
+
+
+def _check_hub_name(name: str) -> None:
+    if not _HUB_NAME.fullmatch(name) or ".." in name or "--" in name or name.endswith(".git"):
+        raise unknown(
+            name, f"{name[:120]!r} is neither a folder here, nor in the catalogue, nor a hub name (ORG/NAME)."
+        )
+
+
+def resolve_pickles(name: str, revision: str | None = None, *, offline: bool | None = None) -> Path:
+    """The folder of a model that has .bin weights, for their conversion: a folder, or a hub name (fetched with them).
+
+    Raises as `resolve` does.
+    """
+    folder = _as_path(name)
+    if name and _is_folder(folder):
+        return folder.resolve()
+    listed = catalogue.find(name)
+    hub_name, revision = _split(listed.model if listed else name, revision or (listed.revision if listed else None))
+    _check_hub_name(hub_name)
+    cached = cache.find(hub_name, revision)
+    if cached is not None and has_pickles(cached.path):
+        return cached.path.resolve()
+    if cache.is_offline() if offline is None else offline:
+        raise Unreachable(hub_name, f"{cache.cache_folder()} does not hold its .bin files; the hub must not be asked.")
+    try:
+        return download(hub_name, revision, pickles=True)
+    except UnknownModel as error:
+        raise unknown(name, error.why) from error
 
 
 def _from_hub(name: str, revision: str | None, offline: bool) -> Snapshot:
     cached = cache.find(name, revision)
-    if cached is not None and cached.missing is None:
-        read_config(cached.path)
-        return Snapshot(cached.path, name, cached.commit)
+    if cached is not None:
+        path = converted_folder(cached.path) if cached.missing else cached.path
+        if path.is_dir() and cache.missing_file(path) is None:
+            read_config(path)
+            return Snapshot(path, name, cached.commit)
+        if only_gguf(cached.path) is not None:
+            return Snapshot(_readable(cached.path), name, cached.commit)
+        if cached.missing == cache.WEIGHTS and has_pickles(cached.path):
+            raise only_pickles(cached.path, name)
     if offline:
         if cached is not None:
             why = f"Its copy in {cache.cache_folder()} is incomplete ({cached.missing} is missing); "
@@ -79,6 +124,15 @@ def _from_hub(name: str, revision: str | None, offline: bool) -> Snapshot:
         raise _with_matches(error, name) from error
     read_config(path)
     return Snapshot(path, name, path.name)
+
+
+def _readable(folder: Path) -> Path:
+    """A model folder as it is, or the one made of the single GGUF file in it. Raises ModelError where it is neither."""
+    file = only_gguf(folder)
+    if file is not None:
+        return unpacked(file)
+    read_config(folder)
+    return folder.resolve()
 
 
 def _split(name: str, revision: str | None) -> tuple[str, str | None]:
@@ -99,7 +153,8 @@ def _split(name: str, revision: str | None) -> tuple[str, str | None]:
 def unknown(name: str, why: str) -> ModelError:
     """The error for a name that is nowhere, with the names that come close to it."""
     close = close_matches(name)
-    hint = f"Did you mean {' or '.join(close)}?" if close else "Try `demo`, a folder, or a hub name such as ORG/NAME."
+    other = "Try `demo`, a folder, a .gguf file, a hub name such as ORG/NAME, or a name from `penstock models`."
+    hint = f"Did you mean {' or '.join(close)}?" if close else other
     return ModelError(f"There is no model {name[:120]!r}.", why, hint)
 
 
@@ -118,10 +173,11 @@ def close_matches(name: str) -> list[str]:
         beside = [p for p in typed.parent.iterdir() if (p / CONFIG).is_file()]
     except (OSError, ValueError):  # ValueError: a NUL byte in the name
         beside = []
+    listed = {entry.name: entry.name for entry in catalogue.entries()}
     folders = {p.name: str(p) if "/" in name else f"./{p.name}" for p in beside}
     cached = {n.lower(): n for n in cache.names()}
     short = {n.rpartition("/")[2]: n for n in cached}
-    known = {DEMO: DEMO, **{k.lower(): v for k, v in folders.items()}, **cached}
+    known = {DEMO: DEMO, **listed, **{k.lower(): v for k, v in folders.items()}, **cached}
     found = [known[k] for k in difflib.get_close_matches(name.lower(), known, 3, 0.6)]
     found += [known[k] for k in difflib.get_close_matches(typed.name.lower(), [*folders, DEMO], 2, 0.6) if k in known]
     tail = name.lower().rpartition("/")[2]
@@ -152,10 +208,10 @@ def _is_folder(path: Path) -> bool:
 
 def _not_a_folder(path: Path) -> ModelError:
     what = f"{path} is a file, not a model folder."
-    if path.suffix.lower() == ".gguf":
-        return ModelError(what, "GGUF files come in a later version.", "Take the model's safetensors repository.")
+    if path.suffix == ".bin":
+        return ModelError(what, "", f"Give {path.parent}; if it has only .bin files: penstock convert {path.parent}")
     if path.suffix == ".safetensors":
         return ModelError(what, "A model is its whole folder: weights, config.json, tokenizer.", f"Give {path.parent}")
     if path.is_symlink() and not path.exists():
         return ModelError(f"{path} is a link to nothing.", "", "Give the folder that it should point to.")
-    return ModelError(what, "", "Give a folder with config.json and *.safetensors, `demo`, or a hub name.")
+    return ModelError(what, "", "Give a folder with config.json and *.safetensors, a .gguf file, or a hub name.")

@@ -13,9 +13,11 @@ from penstock.errors import ModelError
 from penstock.formats import Format
 from penstock.formats.dense import Gated, Linear
 from penstock.hub.checkpoint import TensorEntry
+from penstock.kernels.gguf_blocks import BLOCKS, dequantize
 from penstock.models.config import DecoderConfig, WeightMap
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_CHUNK = 2**17  # weights that are dequantized at a time
 
 
 @dataclass(frozen=True)
@@ -67,13 +69,22 @@ class TensorReader:
                 f"config.json asks for {list(shape)}",
                 "download the model again, config.json and weights from one revision",
             )
-        if entry.dtype not in _DTYPES:
-            raise ModelError(f"{entry.file.name}: tensor {name!r} has type {entry.dtype}, which cannot be computed in")
         out = torch.empty(shape, dtype=self.dtype) if out is None else out
-        stored = _DTYPES[entry.dtype]
-        raw = out if stored == self.dtype else torch.empty(shape, dtype=stored)
-        _read_into(entry.file, entry.start, raw.view(-1).view(torch.uint8))
-        return out if raw is out else out.copy_(raw)
+        if entry.dtype in BLOCKS:
+            _dequantize_into(entry, out.view(-1))
+        elif entry.dtype in _DTYPES:
+            stored = _DTYPES[entry.dtype]
+            raw = out if stored == self.dtype else torch.empty(shape, dtype=stored)
+            _read_into(entry.file, entry.start, raw.view(-1).view(torch.uint8))
+            if entry.shift:
+                raw += entry.shift
+            if raw is not out:
+                out.copy_(raw)
+        else:
+            raise ModelError(f"{entry.file.name}: tensor {name!r} has type {entry.dtype}, which cannot be computed in")
+        if entry.interleaved:  # [heads, dim/2, 2, ...] on disk, [heads, 2, dim/2, ...] for the decoder
+            out.copy_(out.view(entry.interleaved, -1, 2, *shape[1:]).transpose(1, 2).reshape(shape))
+        return out
 
 
 def load_decoder(
@@ -128,6 +139,18 @@ def _head(read: TensorReader, config: DecoderConfig, names: WeightMap, embedding
         return embedding
     head = read(names.head, (config.vocab_size, config.hidden_size))
     return embedding if config.tie_head and torch.equal(head, embedding) else head
+
+
+def _dequantize_into(entry: TensorEntry, out: Tensor) -> None:
+    """Fill a flat tensor from quantized blocks, so many at a time that what is between them stays in the cache."""
+    elements, size = BLOCKS[entry.dtype]
+    raw = torch.empty((min(_CHUNK, len(out)) // elements, size), dtype=torch.uint8)
+    for i, part in enumerate(out.split(len(raw) * elements)):
+        blocks = raw[: len(part) // elements]
+        _read_into(entry.file, entry.start + i * raw.nbytes, blocks.view(-1))
+        part.copy_(dequantize(entry.dtype, blocks).view(-1))
+        if entry.shift:
+            part += entry.shift
 
 
 def _read_into(path: Path, offset: int, buffer: Tensor) -> None:
