@@ -8,16 +8,15 @@ from dataclasses import replace
 
 from penstock.devices.memory import available_bytes
 from penstock.devices.probe import MachineLimits, measure
-from penstock.devices.threads import usable_cores
 from penstock.errors import UsageError
 from penstock.plan.hardware import CPU_RUNTIME, Device, gpu, known_gpus
 
 PROBE_SECONDS = 0.4  # for each quantity
 
 
-def here() -> tuple[Device, int]:
-    """The device and how many of it there are. Raises EnvironmentFault when the machine cannot be measured."""
-    return cards() or (processors(measure(seconds=PROBE_SECONDS)), 1)
+def measured_processors() -> Device:
+    """The processors of this machine, measured now. Raises EnvironmentFault when that fails."""
+    return processors(measure(seconds=PROBE_SECONDS))
 
 
 def processors(limits: MachineLimits) -> Device:

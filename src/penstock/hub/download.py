@@ -65,6 +65,24 @@ def download(name: str, revision: str | None, *, pickles: bool = False) -> Path:
         explain(name, revision, error)
 
 
+def download_config(name: str, revision: str | None) -> Path:
+    """Fetch config.json alone into the cache and return its folder. Raises as `download` does."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils import disable_progress_bars
+
+    disable_progress_bars()
+
+    def fetch() -> str:
+        return hf_hub_download(
+            name, "config.json", revision=revision, cache_dir=cache_folder(), etag_timeout=CONNECT_SECONDS
+        )
+
+    try:
+        return Path(_within(ANSWER_SECONDS, fetch)).parent
+    except Exception as error:
+        explain(name, revision, error)
+
+
 def explain(name: str, revision: str | None, error: Exception) -> NoReturn:
     """Turn an exception of the hub's library into what a user can act on; raises always."""
     from huggingface_hub import constants, errors

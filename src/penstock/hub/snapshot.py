@@ -15,7 +15,7 @@ from pathlib import Path
 from penstock.errors import ModelError, UsageError
 from penstock.hub import cache, catalogue
 from penstock.hub.config import CONFIG, read_config
-from penstock.hub.download import UnknownModel, Unreachable, download
+from penstock.hub.download import UnknownModel, Unreachable, download, download_config
 from penstock.hub.gguf.find import only_gguf
 from penstock.hub.gguf.folder import unpacked
 from penstock.hub.pickles import converted_folder, has_pickles, only_pickles
@@ -66,6 +66,22 @@ def resolve(name: str, revision: str | None = None, *, offline: bool | None = No
     hub_name, revision = _split(name, revision)
     _check_hub_name(hub_name)
     return _from_hub(hub_name, revision, cache.is_offline() if offline is None else offline)
+
+
+def fetch_config(name: str, revision: str | None = None, *, offline: bool | None = None) -> Path:
+    """A folder with config.json of hub model `name`, and nothing of its weights. Raises as `resolve` does."""
+    hub_name, revision = _split(name, revision)
+    _check_hub_name(hub_name)
+    if cache.is_offline() if offline is None else offline:
+        raise _with_matches(
+            Unreachable(hub_name, f"{cache.cache_folder()} does not hold it; no hub is asked."), hub_name
+        )
+    try:
+        return download_config(hub_name, revision)
+    except UnknownModel as error:
+        raise unknown(name, error.why) from error
+    except Unreachable as error:
+        raise _with_matches(error, name) from error
 
 
 def _check_hub_name(name: str) -> None:

@@ -1,4 +1,4 @@
-"""The table of resources that guides keep by hand: which cards, which options of sbatch, how many sequences, how fast."""
+"""The table of resources that guides keep by hand: which cards, which sbatch options, how many sequences, how fast."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from penstock.plan.fit import Plan, best_plan
-from penstock.plan.hardware import GIB, Device, cpu_node, gpu
+from penstock.plan.hardware import GIB, cpu_node, gpu
 from penstock.plan.known import known_models
 from penstock.plan.sbatch import Place, flags
 from penstock.plan.shapes import shape_of
@@ -112,8 +112,3 @@ def _nodes() -> list[Place]:
         Place(Partition(), NodeKind(cpus=cores, memory_gib=memory / GIB), cpu_node(cores, memory), 1)
         for cores, memory in CPU_NODES
     ]
-
-
-def device_of(places: list[Place], device: Device) -> Place | None:
-    """The first place that has this device."""
-    return next((place for place in places if place.device.name == device.name), None)
