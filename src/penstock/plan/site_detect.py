@@ -133,12 +133,15 @@ def name_of(gres: str, features: str = "") -> str:
     for name in known_gpus():
         card, colon, part = name.partition(":")
         kind, _, size = card.partition("-")
-        if not re.search(rf"(?<![a-z0-9]){kind}", words) or bool(colon) != bool(cut):
+        spelled = any(
+            re.search(rf"(?<![a-z0-9]){kind}(?![0-9])", text) for text in (words, words.replace("rtx ", "rtx"))
+        )
+        if not spelled or bool(colon) != bool(cut):
             continue
         if cut and part != cut["part"]:
             continue
-        said = bool(size) and re.search(rf"(?<!\d){size} ?gb?(?![a-z])", words) is not None
-        fitting.append((not said and not (cut and part), gpu(name).memory, name))
+        said = bool(size) and re.search(rf"(?<!\d){size}(?: ?gb?|q)?(?![a-z0-9])", words) is not None
+        fitting.append((not said and not cut, gpu(name).memory, name))
     if not cut and re.search(r"a100l", words):  # Mila's word for the larger one
         return "a100-80"
     return min(fitting)[2] if fitting else ""
