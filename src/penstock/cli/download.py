@@ -90,7 +90,7 @@ def _check_online(name: str) -> None:
 
 
 def _token(file: str | None) -> str | None:
-    """The token in a file, checked to be ours alone. A token in a job's environment is warned of: Slurm may store it."""
+    """The token in a file, checked to be ours alone. Warns of a token in a job's environment: Slurm may store it."""
     if os.environ.get("SLURM_JOB_ID") and (os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN")):
         print(
             "warning: a hub token is in this job's environment, which Slurm may store and show; "
