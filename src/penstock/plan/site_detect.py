@@ -39,7 +39,7 @@ def detect(check_internet: bool = False) -> Site:
         title=f"Cluster {settings.get('ClusterName', '')}".strip(),
         clusters=tuple(filter(None, [settings.get("ClusterName")])),
         account=_account(),
-        local_scratch=tuple(dict.fromkeys(["$SLURM_TMPDIR", "$TMPDIR", temporary, "/tmp"])),  # noqa: S108
+        local_scratch=tuple(p for p in dict.fromkeys(["$SLURM_TMPDIR", "$TMPDIR", temporary, "/tmp"]) if "%" not in p),  # noqa: S108
         scratch="$SCRATCH" if os.environ.get("SCRATCH") else "$HOME",
         internet=Internet(login=_internet() if check_internet else "unknown", proxy=_proxy()),
         nodes=kinds,
@@ -93,7 +93,7 @@ def _lines(text: str) -> Iterable[_Line]:
                 int(nodes),
                 NodeKind(
                     cpus=int(cpus.rstrip("+")),
-                    memory_gib=round(int(memory.rstrip("+")) / 1024, 1),
+                    memory_gib=int(memory.rstrip("+")) // 102.4 / 10,
                     gpus=count,
                     gpu=name_of(typed or "", features),
                     gres=typed or "",
@@ -142,8 +142,10 @@ def name_of(gres: str, features: str = "") -> str:
             continue
         said = bool(size) and re.search(rf"(?<!\d){size}(?: ?gb?|q)?(?![a-z0-9])", words) is not None
         fitting.append((not said and not cut, gpu(name).memory, name))
-    if not cut and re.search(r"a100l", words):  # Mila's word for the larger one
-        return "a100-80"
+    larger = re.search(r"a100l(?:\.(\d))?", words)  # Mila's word for 80 GB, with the sevenths of a slice
+    if larger and not cut:
+        part = next((s for s in gpu("a100-80").slices if larger[1] and s.startswith(f"a100-80:{larger[1]}g")), None)
+        return part or "a100-80"
     return min(fitting)[2] if fitting else ""
 
 
@@ -154,13 +156,13 @@ def _partition(said: dict[str, str], nodes: Iterable[str], every: list[dict[str,
         int(other.get("PriorityTier", 1)) > int(said.get("PriorityTier", 1)) and own & set(_hosts(other))
         for other in every
     )
-    per_cpu = said.get("MaxMemPerNode", "")
+    most = said.get("MaxMemPerNode", "")
     return Partition(
         name=said["PartitionName"],
         nodes=tuple(dict.fromkeys(nodes)),
         time_limit=limit if duration_seconds(limit) is not None else "",
         max_cpus=int(said["MaxCPUsPerNode"]) if said.get("MaxCPUsPerNode", "").isdigit() else 0,
-        max_memory_gib=round(int(per_cpu) / 1024, 1) if per_cpu.isdigit() else 0,
+        max_memory_gib=int(most) // 102.4 / 10 if most.isdigit() else 0,
         preempted=preempts and above and said.get("PreemptMode", "OFF") != "OFF",
         default=said.get("Default") == "YES",
     )
