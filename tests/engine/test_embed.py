@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from penstock.engine.config import EngineConfig
 from penstock.engine.loop import EngineLoop
-from penstock.engine.request import EngineRequest, SequenceOutput
+from penstock.engine.request import Embed, EngineRequest, SequenceOutput
+from penstock.errors import InvalidRequest
 from tests.checkpoints import save_tiny
 
 
@@ -30,6 +31,12 @@ def prompt(n: int, seed: int = 0) -> list[int]:
     return torch.randint(5, 512, (n,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
+def vector(*outputs: SequenceOutput) -> torch.Tensor:
+    """The embedding of all outputs of one request, flat."""
+    raw = b"".join(output.embedding or b"" for output in outputs)
+    return torch.frombuffer(bytearray(raw), dtype=torch.float32)
+
+
 @torch.inference_mode()
 def reference(folder: Path, ids: list[int]) -> torch.Tensor:
     """transformers' last hidden states behind the final norm, averaged."""
@@ -43,7 +50,7 @@ def test_embeddings_are_transformers(tiny_llama: Path, budget: int) -> None:
     engine = EngineLoop.load(EngineConfig(str(tiny_llama), dtype="float32", max_batch_prefill_tokens=budget))
     prompts = {i: prompt(n, seed=i) for i, n in enumerate((1, 16, 50, 100, 100), start=1)}
     prompts[5] = prompts[4]
-    requests = [EngineRequest(i, ids, 0, embed=True) for i, ids in prompts.items()]
+    requests = [EngineRequest(i, ids, 0, embed=Embed()) for i, ids in prompts.items()]
     others = [EngineRequest(100 + i, ids, 6, ignore_eos=True) for i, ids in prompts.items()]
     results = outputs(engine, [*others, *requests])
     for i, ids in prompts.items():
@@ -51,16 +58,83 @@ def test_embeddings_are_transformers(tiny_llama: Path, budget: int) -> None:
         assert output.finish == "length"
         assert output.tokens == []
         assert output.queue_seconds is not None
-        assert torch.allclose(torch.tensor(output.embedding), reference(tiny_llama, ids), atol=2e-5)
+        assert torch.allclose(vector(output), reference(tiny_llama, ids), atol=2e-5)
         assert sum(len(o.tokens) for o in results[100 + i]) == 6
-    assert results[4][0].embedding == pytest.approx(results[5][0].embedding, abs=1e-5)
+    assert torch.allclose(vector(results[4][0]), vector(results[5][0]), atol=1e-5)
     assert engine.stats.used_blocks == 0
+
+
+@torch.inference_mode()
+def all_states(folder: Path, ids: list[int]) -> torch.Tensor:
+    """transformers' hidden states, [layers + 1, tokens, hidden]."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return torch.stack(model(torch.tensor([ids]), output_hidden_states=True).hidden_states)[:, 0]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral"])
+@pytest.mark.parametrize("budget", [2048, 24])
+def test_states_of_every_layer_are_transformers(tmp_path: Path, family: str, budget: int) -> None:
+    """Token by token and pooled in each way, in one batch, in chunks, beside a request that generates."""
+    folder = save_tiny(tmp_path / family, family)
+    engine = EngineLoop.load(EngineConfig(str(folder), dtype="float32", max_batch_prefill_tokens=budget))
+    ids = prompt(70, seed=9)
+    truth = all_states(folder, ids)
+    asked = {
+        1: Embed((0, 1, 2, 3), "none"),
+        2: Embed((-1, 0, -2), "mean"),
+        3: Embed((1,), "last"),
+        4: Embed((3, -3), "first"),
+        5: Embed((2,), "none"),
+    }
+    requests = [EngineRequest(i, ids, 0 if i < 5 else 3, embed=embed, ignore_eos=True) for i, embed in asked.items()]
+    results = outputs(engine, [*requests, EngineRequest(9, ids[:50], 6, ignore_eos=True)])
+    pooled = {
+        1: truth,
+        2: truth[[3, 0, 2]].mean(dim=1),
+        3: truth[1, -1],
+        4: truth[[3, 1], 0],
+        5: truth[2],
+    }
+    for i, expected in pooled.items():
+        if asked[i].pooling == "none":
+            width = len(asked[i].layers)
+            parts = [vector(o).view(width, -1, 64) for o in results[i] if o.embedding]
+            assert (len(parts) > 1) == (budget == 24)
+            found = torch.cat(parts, dim=1)
+        else:
+            found = vector(*results[i])
+        assert torch.allclose(found.flatten(), expected.flatten(), atol=3e-5), i
+    assert sum(len(o.tokens) for o in results[5]) == 3
+    assert engine.stats.used_blocks == 0
+
+
+def test_states_after_preemption(tiny_llama: Path) -> None:
+    ids = prompt(60)
+    tight = EngineConfig(
+        str(tiny_llama), dtype="float32", max_total_tokens=128, max_batch_total_tokens=144, max_batch_prefill_tokens=24
+    )
+    engine = EngineLoop.load(tight)
+    request = EngineRequest(1, ids, 5, ignore_eos=True, embed=Embed((0, -1), "none"))
+    others = [EngineRequest(i, prompt(40, seed=i), 40, ignore_eos=True, priority=-1) for i in range(2, 6)]
+    results = outputs(engine, [request, *others])[1]
+    assert engine.stats.preemptions > 0
+    found = torch.cat([vector(o).view(2, -1, 64) for o in results if o.embedding], dim=1)
+    assert torch.allclose(found, all_states(tiny_llama, ids)[[0, 3]], atol=3e-5)
+
+
+@pytest.mark.parametrize("layers", [(), (4,), (-5,), (0, 0, 0, 0, 0)])
+def test_layers_that_are_not_there(tiny_llama: Path, layers: tuple[int, ...]) -> None:
+    engine = EngineLoop.load(EngineConfig(str(tiny_llama), dtype="float32"))
+    with pytest.raises(InvalidRequest, match="0 to 3"):
+        engine.add(EngineRequest(1, [5, 6], 0, embed=Embed(layers)))
 
 
 def test_an_embedding_with_text_and_the_prompts_scores(tiny_llama: Path) -> None:
     """All of it in one request, and again after being preempted."""
     ids = prompt(60)
-    request = EngineRequest(1, ids, 5, ignore_eos=True, embed=True, prompt_logprobs=True, prompt_top_n=3, logprobs=True)
+    request = EngineRequest(
+        1, ids, 5, ignore_eos=True, embed=Embed(), prompt_logprobs=True, prompt_top_n=3, logprobs=True
+    )
     calm = EngineLoop.load(EngineConfig(str(tiny_llama), dtype="float32"))
     first, *rest = outputs(calm, [request])[1]
     assert len(rest) == 4
@@ -83,7 +157,7 @@ def test_an_embedding_with_text_and_the_prompts_scores(tiny_llama: Path) -> None
     others = [EngineRequest(i, prompt(40, seed=i), 40, ignore_eos=True, priority=-1) for i in range(2, 6)]
     again = outputs(engine, [request, *others])[1][0]
     assert engine.stats.preemptions > 0
-    assert again.embedding == pytest.approx(first.embedding, abs=2e-5)
+    assert torch.allclose(vector(again), vector(first), atol=2e-5)
     assert again.prompt_logprobs[1:] == pytest.approx(first.prompt_logprobs[1:], abs=2e-4)
 
 
@@ -105,14 +179,15 @@ def test_broken_numbers_are_an_error(tmp_path: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     weights["model.embed_tokens.weight"][77] = float("nan")
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    engine = EngineLoop.load(EngineConfig(str(folder)))
+    engine = EngineLoop.load(EngineConfig(str(folder), max_batch_prefill_tokens=8))
     requests = [
-        EngineRequest(1, [5, 77, 6], 0, embed=True),
+        EngineRequest(1, [5, 77, 6], 0, embed=Embed()),
         EngineRequest(2, [5, 77, 6], 0, prompt_logprobs=True),
-        EngineRequest(3, [5, 6], 0, embed=True),
+        EngineRequest(3, [5, 6], 0, embed=Embed()),
+        EngineRequest(4, [5, 77, *[6] * 40], 0, embed=Embed((0,), "none")),  # broken in its first part
     ]
     results = outputs(engine, requests)
-    assert [results[i][0].finish for i in (1, 2, 3)] == ["error", "error", "length"]
+    assert [results[i][-1].finish for i in (1, 2, 3, 4)] == ["error", "error", "length", "error"]
     assert engine.stats.used_blocks == 0
 
 

@@ -101,7 +101,6 @@ def test_close_names_are_offered(cache: Path, tmp_path: Path, monkeypatch: pytes
     [
         (None, "empty"),
         ("adapter_config.json", "LoRA"),
-        ("model.Q4_K.gguf", "GGUF"),
         ("model_index.json", "diffusers"),
         ("model.safetensors", "description is missing"),
         ("notes.txt", "It holds: notes.txt"),

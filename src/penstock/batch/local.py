@@ -81,7 +81,7 @@ def generate_rows(
                 continue
             return
         tokens = 0
-        for output in _step(engine):
+        for output in step_outputs(engine):
             tokens += len(output.tokens)
             result = _take(engine, live, output)
             if result is not None:
@@ -89,7 +89,8 @@ def generate_rows(
         yield Progress(finished, tokens)
 
 
-def _step(engine: EngineLoop) -> list[SequenceOutput]:
+def step_outputs(engine: EngineLoop) -> list[SequenceOutput]:
+    """One step of the engine. Raises PartialResults when it gives up."""
     try:
         return engine.step().outputs
     except RuntimeError as error:  # the engine's own verdict, after it has failed the rows of each step

@@ -60,7 +60,7 @@ class ResultWriter:
             self.name, self._fd = "stdout", os.dup(sys.stdout.fileno())
             return
         self.name = str(path)
-        self._fd = _open(path, self._durable)
+        self._fd = open_locked(path, self._durable)
         if self._durable:
             try:
                 self._resume(path, record, overwrite, retry_errors)
@@ -74,7 +74,7 @@ class ResultWriter:
             return
         start = os.lseek(self._fd, 0, os.SEEK_END) if self._durable else 0
         try:
-            _write_all(self._fd, b"".join(self._encoder.encode(result) + b"\n" for result in results))
+            write_all(self._fd, b"".join(self._encoder.encode(result) + b"\n" for result in results))
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise
@@ -142,7 +142,7 @@ class ResultWriter:
     def _scan(self, retry_errors: bool) -> tuple[int, bool]:
         """Take note of the rows that are there: (end of the last whole row, whether some must go)."""
         dropped, end, torn = False, 0, 0
-        for number, (start, line) in enumerate(_lines(self._fd), 1):
+        for number, (start, line) in enumerate(lines_of(self._fd), 1):
             result = _parse(line)
             if result is None:
                 torn = torn or number
@@ -164,13 +164,13 @@ class ResultWriter:
     def _rewrite(self, path: Path, end: int, retry_errors: bool) -> None:
         """Replace the file by one without the rows to retry, at once: a crash leaves the old or the new one."""
         part = path.with_name(path.name + ".part")
-        fd = _open(part, durable=True)
+        fd = open_locked(part, durable=True)
         try:
             os.ftruncate(fd, 0)
-            for start, line in _lines(self._fd):
+            for start, line in lines_of(self._fd):
                 result = _parse(line) if start < end else None
                 if result is not None and not (retry_errors and result.error is not None):
-                    _write_all(fd, line)
+                    write_all(fd, line)
             os.fsync(fd)
             os.replace(part, path)
         except OSError as error:
@@ -198,7 +198,8 @@ def _parse(line: bytes) -> Result | None:
         return None
 
 
-def _write_all(fd: int, data: bytes) -> None:
+def write_all(fd: int, data: bytes) -> None:
+    """Write every byte. Raises OSError."""
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(fd, rest) :]
@@ -212,13 +213,13 @@ class _Whole(msgspec.Struct, frozen=True):
 def _whole_lines(fd: int, start: int) -> _Whole:
     """The whole lines of a file from byte `start` on."""
     end, lines = start, 0
-    for at, line in _lines(fd, start):
+    for at, line in lines_of(fd, start):
         if line.endswith(b"\n"):
             end, lines = at + len(line), lines + 1
     return _Whole(end, lines)
 
 
-def _lines(fd: int, start: int = 0) -> Iterator[tuple[int, bytes]]:
+def lines_of(fd: int, start: int = 0) -> Iterator[tuple[int, bytes]]:
     """(offset, bytes) of every line of a file, the last one perhaps without its end."""
     with open(os.dup(fd), "rb") as file:
         file.seek(start)
@@ -227,7 +228,7 @@ def _lines(fd: int, start: int = 0) -> Iterator[tuple[int, bytes]]:
             start += len(line)
 
 
-def _open(path: Path, durable: bool) -> int:
+def open_locked(path: Path, durable: bool) -> int:
     """Open for appending, private (0600) and locked against a second run; makes the file when it is not there."""
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND if durable else os.O_WRONLY
     try:

@@ -141,6 +141,8 @@ def _fit(config: EngineConfig, decoder: DecoderConfig, dtype: torch.dtype, weigh
         max_batch_prefill_tokens=budget,
         max_batch_size=rows,
         dtype=str(dtype).removeprefix("torch."),
+        num_layers=decoder.num_layers,
+        hidden_size=decoder.hidden_size,
     )
     return limits, plan
 

@@ -13,13 +13,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from penstock.devices.crowd import Crowd
 from penstock.engine import sampler
 from penstock.engine.block_pool import BlockPool
 from penstock.engine.config import EngineConfig
 from penstock.engine.grammar import Cursor, Grammars
 from penstock.engine.held import HeldRows
 from penstock.engine.load import LoadedModel, load_model
-from penstock.engine.prompt import is_broken, read_prompts, report
+from penstock.engine.prompt import Watch, is_broken, read_prompts, report
 from penstock.engine.request import (
     EngineRequest,
     EngineStats,
@@ -33,6 +34,7 @@ from penstock.engine.request import (
 from penstock.engine.sampler import BrokenScores, Watermark
 from penstock.engine.scheduler import Run, Scheduler
 from penstock.engine.sequence import Sequence
+from penstock.engine.states import PromptStates
 from penstock.engine.step import build_step
 from penstock.errors import InvalidRequest, ModelError
 
@@ -67,6 +69,7 @@ class EngineLoop:
         self._grammars = Grammars(Path(config.model_path), model.limits.vocab_size, model.limits.eos_ids)
         self._beginning: dict[Sequence, Future[Cursor]] = {}  # sequences whose grammar is being made
         self._held = HeldRows()
+        self._crowd = Crowd(torch.get_num_threads())
         self._failures = 0
         self.stats = EngineStats(total_blocks=model.limits.num_blocks)
 
@@ -101,6 +104,8 @@ class EngineLoop:
         rope = self._decoder.config.rope
         span_limit = rope.original_max_positions if self._dynamic_rope else None
         sequence = Sequence.of(request, next(self._numbers), self._nonce, span_limit, self._eos)
+        if request.embed is not None:
+            sequence.states = PromptStates(request.embed, self.limits.num_layers)
         self._sequences[request.id] = sequence
         if request.grammar is None:
             self._scheduler.add(sequence)
@@ -123,6 +128,7 @@ class EngineLoop:
         """Run one step and return what it made. Never raises for what one batch did; after three failed steps in a
         row it raises RuntimeError: the process is not healthy."""
         since = time.perf_counter()
+        self._crowd.adjust(torch.set_num_threads)
         outputs = self._begin_grammars()
         runs = self._scheduler.next()
         self.stats.step_prompts = sum(run.sequence.computed < run.sequence.prompt_length for run in runs)
@@ -172,22 +178,20 @@ class EngineLoop:
         outputs: list[SequenceOutput] = []
         if runs:
             step = build_step(runs, self._pool.block_size, self._dynamic_rope)
-            hidden = self._decoder.forward(step.inputs, self._cache)
+            watch = Watch(step)
+            hidden = self._decoder.forward(step.inputs, self._cache, watch)
             self.stats.forward_seconds = time.perf_counter() - since
-            read_prompts(step, hidden, self._decoder)
+            parts = read_prompts(step, hidden, self._decoder, watch)
             if step.ending:
                 ending = [run.sequence for run in step.ending]
                 logits = self._decoder.logits(hidden[step.ending_rows])
             self._count(runs)
-            outputs = [self._end_prompt(run.sequence) for run in step.read]
+            outputs = [self._check_states(part) for part in parts]
+            outputs += [self._end_prompt(run.sequence) for run in step.read]
         patience = max(_PATIENCE, _PATIENCE_SHARE * (time.perf_counter() - since))
         chosen, logits = self._held.exchange(ending, logits, patience)
         if logits is not None:
-            tokens = sampler.choose(logits, chosen, self._watermark)
-            outputs += [self._advance(sequence, token) for sequence, token in zip(chosen, tokens, strict=True)]
-            self._grammars.move(
-                [(s.cursor, s.ids[-1]) for s in chosen if s.cursor is not None and s.id in self._sequences]
-            )
+            outputs += self._choose(chosen, logits)
         elif not runs:
             self._nap()
         return outputs
@@ -207,6 +211,14 @@ class EngineLoop:
         elif self._beginning:
             wait(self._beginning.values(), _NAP, FIRST_COMPLETED)
 
+    def _check_states(self, output: SequenceOutput) -> SequenceOutput:
+        """The states of a part of a prompt, or the error that they are none."""
+        if not is_broken(output):
+            return output
+        sequence = self._sequences[output.id]
+        self._clean(sequence)
+        return self._fail(sequence, _NOT_NUMBERS)
+
     def _end_prompt(self, sequence: Sequence) -> SequenceOutput:
         """The one output of a request that generates nothing."""
         output = self._first_output(SequenceOutput(sequence.id, finish="length"), sequence)
@@ -224,24 +236,56 @@ class EngineLoop:
         report(sequence, output)
         return output
 
-    def _advance(self, sequence: Sequence, token: Token | BrokenScores) -> SequenceOutput:
-        """Append a chosen token, and finish the sequence if it was the last."""
-        cursor = sequence.cursor
-        if isinstance(token, BrokenScores):
-            if cursor is not None and cursor.error is not None:
-                return self._fail(sequence, cursor.error, invalid=True)
-            self._clean(sequence)
-            return self._fail(sequence, _NOT_NUMBERS)
+    def _choose(self, sequences: list[Sequence], logits: Tensor) -> list[SequenceOutput]:
+        """The next token of each sequence, with those that its grammar forces. logits: [n, vocab], a row each."""
+        outputs = {s: SequenceOutput(s.id) for s in sequences}
+        free = [i for i, s in enumerate(sequences) if s.cursor is None or not s.cursor.forced]
+        tokens = sampler.choose(
+            logits if len(free) == len(sequences) else logits[free], [sequences[i] for i in free], self._watermark
+        )
+        moves = []
+        for i, token in zip(free, tokens, strict=True):
+            sequence = sequences[i]
+            if isinstance(token, BrokenScores):
+                outputs[sequence] = self._break(sequence)
+                continue
+            self._append(sequence, token, outputs[sequence])
+            if sequence.cursor is not None and sequence.id in self._sequences:
+                moves.append((sequence.cursor, token.id))
+        self._grammars.move(moves)
+        for sequence, output in outputs.items():
+            self._held.drop(sequence)
+            if sequence.cursor is not None and sequence.cursor.ready():
+                self._append_forced(sequence, sequence.cursor, output)
+        return list(outputs.values())
+
+    def _append(self, sequence: Sequence, token: Token, output: SequenceOutput) -> None:
+        """Append a token, and finish the sequence if it was the last."""
         sequence.ids.append(token.id)
-        self._held.drop(sequence)
-        output = SequenceOutput(sequence.id, [token])
+        output.tokens.append(token)
         if sequence.generated == 1:
             self._first_output(output, sequence)
         self.stats.generated_tokens += 1
         output.finish = self._finish_reason(sequence, token.id)
         if output.finish:
             self.abort(sequence.id)
-        return output
+
+    def _append_forced(self, sequence: Sequence, cursor: Cursor, output: SequenceOutput) -> None:
+        """Append what the grammar leaves no choice about; that is certain, so its log-probability is 0."""
+        forced, cursor.forced = cursor.forced, []
+        request = sequence.request
+        for token_id in forced:
+            if output.finish:
+                return
+            top = [(token_id, 0.0)] if request.top_n_tokens else []
+            self._append(sequence, Token(token_id, 0.0 if request.logprobs else None, top), output)
+
+    def _break(self, sequence: Sequence) -> SequenceOutput:
+        """End a sequence whose scores allow no token."""
+        if sequence.cursor is not None and sequence.cursor.error is not None:
+            return self._fail(sequence, sequence.cursor.error, invalid=True)
+        self._clean(sequence)
+        return self._fail(sequence, _NOT_NUMBERS)
 
     def _finish_reason(self, sequence: Sequence, token_id: int) -> FinishReason | None:
         """Why the sequence ends with this token, in TGI's order: length goes before end of sequence. A stop id ends it

@@ -1,9 +1,10 @@
-"""What is read off a prompt while it is computed: log-probabilities of its tokens, the mean of its hidden states."""
+"""What is read off a prompt while it is computed: log-probabilities of its tokens, its hidden states."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,16 +13,35 @@ from penstock.engine.load import HEAD_ROWS
 from penstock.engine.request import SequenceOutput
 from penstock.engine.sequence import Sequence
 from penstock.engine.step import Step
-from penstock.kernels.norms import rms_norm
 from penstock.models.decoder import Decoder
 
 
-def read_prompts(step: Step, hidden: Tensor, decoder: Decoder) -> None:
+class Watch:
+    """Keeps what goes into the layers whose states the runs of a step ask for. The last layer's output is the step's
+    own result, so it is not among them."""
+
+    def __init__(self, step: Step) -> None:
+        asked = [run.sequence.states.layers for run in step.runs if run.sequence.states and run.sequence.reads_prompt]
+        self._layers = frozenset(layer for layers in asked for layer in layers)
+        self._kept: dict[int, Tensor] = {}
+
+    def __call__(self, layer: int, x: Tensor) -> None:
+        if layer in self._layers:
+            self._kept[layer] = x.clone()  # the decoder may add to it in place
+
+    def rows(self, layer: int, rows: slice, hidden: Tensor, decoder: Decoder) -> Tensor:
+        """The states of one layer, [n, hidden]; `hidden` is the step's result."""
+        return self._kept[layer][rows] if layer in self._kept else decoder.normed(hidden[rows])
+
+
+def read_prompts(step: Step, hidden: Tensor, decoder: Decoder, watch: Watch) -> list[SequenceOutput]:
     """Take from one step's hidden states what the requests of its runs ask of their prompts.
 
     hidden: [T, hidden], a row for each token of the step, where any run reads its prompt. Each position is read once,
-    also when a preempted sequence computes it again.
+    also when a preempted sequence computes it again. Returns the states of prompts that go on, where they are wanted
+    token by token.
     """
+    outputs = []
     for run, last in zip(step.runs, step.last_rows, strict=True):
         sequence = run.sequence
         if not sequence.reads_prompt:
@@ -30,22 +50,30 @@ def read_prompts(step: Step, hidden: Tensor, decoder: Decoder) -> None:
         stop = min(sequence.computed + run.length, sequence.prompt_length)
         if sequence.request.prompt_logprobs:
             _score(sequence, hidden, first, stop, decoder)
-        if sequence.request.embed:
-            _add_up(sequence, hidden, first, stop, decoder)
+        states = sequence.states
+        if states is None:
+            continue
+        for a in range(max(sequence.computed, states.count), stop, HEAD_ROWS):
+            rows = slice(first + a, first + min(a + HEAD_ROWS, stop))
+            states.add(torch.stack([watch.rows(layer, rows, hidden, decoder) for layer in states.layers]))
+        if states.pooling == "none" and stop < sequence.prompt_length:
+            outputs.append(SequenceOutput(sequence.id, embedding=states.take()))
+    return outputs
 
 
 def report(sequence: Sequence, output: SequenceOutput) -> None:
     """Put the prompt's share into the first output of a sequence."""
     output.prompt_logprobs = sequence.prompt_logprobs or None
     output.prompt_top = sequence.prompt_top or None
-    if sequence.hidden_sum is not None:
-        output.embedding = (sequence.hidden_sum / sequence.prompt_length).tolist()
+    if sequence.states is not None:
+        output.embedding = sequence.states.take()
 
 
 def is_broken(output: SequenceOutput) -> bool:
     """Whether a prompt's share holds something that is not a number."""
-    numbers = [p for p in output.prompt_logprobs or [] if p is not None] + (output.embedding or [])
-    return any(math.isnan(number) for number in numbers)
+    if output.embedding and bool(np.isnan(np.frombuffer(output.embedding, np.float32)).any()):
+        return True
+    return any(math.isnan(number) for number in output.prompt_logprobs or [] if number is not None)
 
 
 def _score(sequence: Sequence, hidden: Tensor, first: int, stop: int, decoder: Decoder) -> None:
@@ -62,13 +90,3 @@ def _score(sequence: Sequence, hidden: Tensor, first: int, stop: int, decoder: D
         logprobs, best = sampler.prompt_logprobs(logits, torch.tensor(sequence.ids[a + 1 : b + 1]), top_n)
         known += logprobs
         top += best
-
-
-def _add_up(sequence: Sequence, hidden: Tensor, first: int, stop: int, decoder: Decoder) -> None:
-    """The sum over the positions up to `stop` of the hidden states behind the final norm."""
-    for a in range(max(sequence.computed, sequence.hidden_count), stop, HEAD_ROWS):
-        b = min(a + HEAD_ROWS, stop)
-        normed = rms_norm(hidden[first + a : first + b], decoder.weights.final_norm, decoder.config.norm_eps)
-        total = normed.double().sum(dim=0)
-        sequence.hidden_sum = total if sequence.hidden_sum is None else sequence.hidden_sum + total
-        sequence.hidden_count = b

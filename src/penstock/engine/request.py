@@ -13,6 +13,7 @@ import msgspec
 
 from penstock.errors import InvalidRequest
 
+Pooling = Literal["mean", "last", "first", "none"]
 FinishReason = Literal["length", "eos_token", "stop_sequence", "aborted", "error"]
 
 MAX_TOP_TOKENS = 128  # alternatives per position that one request may ask for
@@ -71,6 +72,21 @@ class Grammar(msgspec.Struct, frozen=True):
     source: str
 
 
+class Embed(msgspec.Struct, frozen=True):
+    """Which hidden states of a prompt are wanted, numbered as transformers does.
+
+    layers: 0 is what goes into the first layer, i what comes out of the i-th, the last of them behind the final norm;
+    negative numbers count from the end. pooling: over the prompt's tokens; none is every token's own.
+    """
+
+    layers: tuple[int, ...] = (-1,)
+    pooling: Pooling = "mean"
+
+    def of(self, num_layers: int) -> tuple[int, ...]:
+        """The layers of a model with so many, negative numbers resolved."""
+        return tuple(i + num_layers + 1 if i < 0 else i for i in self.layers)
+
+
 class EngineRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="generate"):
     """One sequence to generate. `id` is chosen by the sender and unique among its live requests.
 
@@ -90,14 +106,14 @@ class EngineRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="genera
     min_new_tokens: int = 0  # no end of sequence (eos or stop_ids) before so many tokens
     stop_ids: list[int] = []  # end the sequence as eos does, also under ignore_eos
     grammar: Grammar | None = None
-    embed: bool = False  # the mean over the prompt of the final normalised hidden states
+    embed: Embed | None = None
     priority: int = 0  # lower runs first
     salt: bytes = b""  # prefix cache is shared only between requests of equal salt (one per API key)
 
     @property
     def reads_prompt(self) -> bool:
         """Whether every prompt token's hidden state is needed, and not only its keys and values."""
-        return self.prompt_logprobs or self.embed
+        return self.prompt_logprobs or self.embed is not None
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort"):
@@ -120,6 +136,9 @@ class SequenceOutput(msgspec.Struct, omit_defaults=True):
     `finish` is set on the last output of a request. The first output carries the prompt's share: log-probabilities
     (the first is None: nothing precedes it), how many tokens came from the prefix cache, and the seconds in the queue.
     `error` is our own text for a client; it never holds a traceback.
+
+    embedding: float32 as it lies in memory, [layers, tokens, hidden], tokens being 1 where they are pooled. Where they
+    are not, each output has those of the next positions, and several may come before the first token.
     """
 
     id: int
@@ -127,7 +146,7 @@ class SequenceOutput(msgspec.Struct, omit_defaults=True):
     finish: FinishReason | None = None
     prompt_logprobs: list[float | None] | None = None
     prompt_top: list[list[tuple[int, float]]] | None = None  # as Token.top; empty for the first
-    embedding: list[float] | None = None
+    embedding: bytes | None = None
     cached_tokens: int = 0
     queue_seconds: float | None = None
     error: str | None = None
@@ -181,6 +200,8 @@ class Limits(msgspec.Struct, frozen=True):
     max_batch_prefill_tokens: int
     max_batch_size: int
     dtype: str
+    num_layers: int = 0  # hidden states are numbered from 0 to this
+    hidden_size: int = 0  # numbers in each
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
@@ -252,6 +273,10 @@ def _check_lengths(request: EngineRequest, limits: Limits) -> None:
             raise InvalidRequest(f"`{name}` must be >= 0 and <= {MAX_TOP_TOKENS}")
     if request.prompt_top_n > 0 and not request.prompt_logprobs:
         raise InvalidRequest("`prompt_top_n` needs `prompt_logprobs`")
+    if request.embed is not None:
+        layers = request.embed.of(limits.num_layers)
+        if not 0 < len(layers) <= limits.num_layers + 1 or not all(0 <= i <= limits.num_layers for i in layers):
+            raise InvalidRequest(f"`layers` must be numbers of the model's hidden states, 0 to {limits.num_layers}")
     if len(request.stop_ids) > MAX_STOP_IDS:
         raise InvalidRequest(f"`stop_ids` must have at most {MAX_STOP_IDS} entries. Given: {len(request.stop_ids)}")
     if request.grammar is not None and len(request.grammar.source) > MAX_GRAMMAR:

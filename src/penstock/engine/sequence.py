@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from torch import Tensor
-
 from penstock.engine.block_pool import BlockPool, block_key, root_key
 from penstock.engine.grammar import Cursor
 from penstock.engine.request import EngineRequest
+from penstock.engine.states import PromptStates
 
 
 @dataclass(eq=False)
@@ -30,8 +29,7 @@ class Sequence:
     started: float | None = None  # when it first ran
     prompt_logprobs: list[float | None] = field(default_factory=list)
     prompt_top: list[list[tuple[int, float]]] = field(default_factory=list)
-    hidden_sum: Tensor | None = None  # over the first `hidden_count` prompt tokens, [hidden] float64
-    hidden_count: int = 0
+    states: PromptStates | None = None  # where its hidden states are wanted
     ends: frozenset[int] = frozenset()  # tokens that end it
     cursor: Cursor | None = None  # where it is in its grammar
 

@@ -43,10 +43,12 @@ def convert(folder: Path, to: Path | None, on_file: Callable[[str, int], None]) 
     ModelError for a file that is no list of tensors, ResourceError where the disk is too small.
     """
     read_config(folder)
-    files = _files(folder)
-    total = sum(member(folder, name).stat().st_size for name in files)
     target = to or (converted_folder(folder) if folder.parent.name == "snapshots" else folder)
     target = target.absolute()
+    if to is None and target.is_dir() and any(name.endswith(".safetensors") for name in os.listdir(target)):
+        return _converted(target)  # by an earlier run
+    files = _files(folder)
+    total = sum(member(folder, name).stat().st_size for name in files)
     home = target if target == folder.absolute() else target.parent
     if to is not None and to.exists() and any(to.iterdir()):
         raise EnvironmentFault(f"The folder {to} is not empty.", "", "Give a folder that does not exist yet.")
@@ -61,7 +63,7 @@ def convert(folder: Path, to: Path | None, on_file: Callable[[str, int], None]) 
             )
         part = Path(tempfile.mkdtemp(prefix=".converting-", dir=home))
         try:
-            made = _convert_files(folder, files, part, on_file)
+            _convert_files(folder, files, part, on_file)
             if target != folder.absolute():
                 _copy_small(folder, part)
             _move(part, target)
@@ -69,8 +71,13 @@ def convert(folder: Path, to: Path | None, on_file: Callable[[str, int], None]) 
             shutil.rmtree(part, ignore_errors=True)
     except OSError as error:
         raise EnvironmentFault(f"The converted model cannot be written to {home}: {reason(error)}.") from None
-    read_checkpoint(target)
-    return Converted(target, len(made), sum(made.values()))
+    return _converted(target)
+
+
+def _converted(folder: Path) -> Converted:
+    """What a folder holds, checked. Raises ModelError."""
+    entries = read_checkpoint(folder)
+    return Converted(folder, len(entries), sum(entry.end - entry.start for entry in entries.values()))
 
 
 def _files(folder: Path) -> list[str]:
@@ -100,8 +107,8 @@ def _index(folder: Path) -> dict[str, Any]:
     return weight_map
 
 
-def _convert_files(folder: Path, files: list[str], part: Path, on_file: Callable[[str, int], None]) -> dict[str, int]:
-    """Every file into `part`, with an index where there are several. Returns the bytes of each tensor."""
+def _convert_files(folder: Path, files: list[str], part: Path, on_file: Callable[[str, int], None]) -> None:
+    """Every file into `part`, with an index where there are several."""
     made: dict[str, int] = {}
     places: dict[str, str] = {}
     for name in files:
@@ -122,7 +129,6 @@ def _convert_files(folder: Path, files: list[str], part: Path, on_file: Callable
     if len(files) > 1:
         index = {"metadata": {"total_size": sum(made.values())}, "weight_map": places}
         (part / INDEX).write_text(json.dumps(index), encoding="utf-8")
-    return made
 
 
 def _convert_file(source: Path, shown: Path, target: Path) -> dict[str, int]:

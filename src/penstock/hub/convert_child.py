@@ -6,6 +6,7 @@ Its input is a stranger's. It starts in a jail (hub/jail.py) before it reads a b
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import sys
@@ -21,12 +22,17 @@ SECONDS_PER_GB, LEAST_SECONDS = 120, 120
 _COPY = 16 * 1024 * 1024
 
 
+class CannotWrite(Exception):
+    """The result could not be written, in the system's words."""
+
+
 def main() -> None:
     """Convert and report."""
     source, sink = int(sys.argv[1]), int(sys.argv[2])
     size = os.fstat(source).st_size
     with open(source, "rb") as file, open(sink, "wb", buffering=0) as out:
-        json.dumps({"": [0.5]}, ensure_ascii=False).encode("utf-8")  # what this imports must be there before
+        for codec in ("utf-8", "ascii", "latin-1", "cp437", "raw-unicode-escape"):
+            codecs.lookup(codec)  # Python reads a codec's file when it is first used
         jail.enter(MEMORY + 2 * _COPY, LEAST_SECONDS + SECONDS_PER_GB * size // 10**9)
         try:
             tensors = read_tensors(file, size)
@@ -36,8 +42,8 @@ def main() -> None:
             _write(tensors, file.fileno(), out.fileno())
         except NotTensors as error:
             report = {"refused": str(error)}
-        except OSError as error:
-            report = {"failed": os.strerror(error.errno or 0)}
+        except CannotWrite as error:
+            report = {"failed": str(error)}
         except Exception as error:  # the file's content can make the reading fail in any way
             report = {"refused": f"it is damaged ({type(error).__name__})"}
         sys.stdout.write(json.dumps(report) + "\n")
@@ -66,7 +72,7 @@ def _write(tensors: list[BinTensor], source: int, sink: int) -> None:
             span = np.frombuffer(_get(source, tensor.start, tensor.span * tensor.itemsize), f"V{tensor.itemsize}")
             strides = [step * tensor.itemsize for step in tensor.stride]
             _put(sink, np.lib.stride_tricks.as_strided(span, tensor.shape, strides, writeable=False).tobytes())
-    os.fsync(sink)
+    _put(sink, b"", last=True)
 
 
 def _get(source: int, start: int, count: int) -> bytes:
@@ -80,10 +86,15 @@ def _get(source: int, start: int, count: int) -> bytes:
     return b"".join(parts)
 
 
-def _put(sink: int, data: bytes) -> None:
+def _put(sink: int, data: bytes, last: bool = False) -> None:
     rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(sink, rest) :]
+    try:
+        while rest:
+            rest = rest[os.write(sink, rest) :]
+        if last:
+            os.fsync(sink)
+    except OSError as error:
+        raise CannotWrite(os.strerror(error.errno or 0)) from None
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Paged attention: runs of any length over a cache of blocks.
 
-Short runs go to the compiled kernel, which reads the blocks where they lie. Long ones, and all of them where nothing is
-compiled, are gathered and multiplied by torch.
+The compiled kernels read the blocks where they lie. Where nothing is compiled, blocks are gathered and multiplied by
+torch.
 
 The cache of one layer is two tensors [kv_heads, blocks, block_size, head_dim]: with the heads outermost, the blocks of
 one sequence gather into a matrix per head by copying whole blocks, and grouped query heads multiply it without being
@@ -19,7 +19,6 @@ from penstock.kernels import native
 from penstock.kernels.rotary import rotate
 
 SCORES = 2**24  # elements of one tile of scores; a longer run is scored in slices of its queries
-SHORT = 8  # longest run for the compiled kernel; beyond, matrix products share more of the work
 SLICE = 256  # queries of a run in one tile at most: keys beyond the slice are never touched by it
 
 
@@ -72,7 +71,7 @@ def paged_attention(
     compiled = native.can_attend(q, k_cache)
     for group in groups:
         rows = slice(group.start, group.end)
-        if compiled and group.length <= SHORT:
+        if compiled:
             native.attend(q[rows], out[rows], k_cache, v_cache, group.blocks, group.contexts, scale, window)
         else:
             _attend(q[rows], out[rows], k_cache, v_cache, group, scale, window)

@@ -8,17 +8,20 @@ then shares its OpenMP threads.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from penstock.devices.cpu import flags
 
-_VERSION = 3
+_VERSION = 4
 _AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
 _LEVELS = {
     "v4bf16": {*_AVX512, "avx512_bf16", "avx512_vnni"},
@@ -27,8 +30,24 @@ _LEVELS = {
     "generic": set[str](),
 }
 MAX_HEAD_DIM = 256
+_SHORT = 8  # tokens of a run; longer ones are worth packing keys for
 
 _int, _float, _pointer = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
+
+
+class _Rule(ctypes.Structure):
+    """penstock_rule of kernels/cpu/attention.h."""
+
+    _fields_ = (
+        ("scale", _float),
+        ("softcap", _float),
+        ("window", _int),
+        ("chunk", _int),
+        ("alibi", _pointer),
+        ("alibi_stride", _int),
+    )
+
+
 _SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
@@ -53,12 +72,15 @@ def _load() -> ctypes.CDLL | None:
 
 
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
-    attention = [_pointer] * 5 + [_int, _pointer] + [_int] * 7 + [_float, _int]
+    attention = [_pointer] * 5 + [_int, _pointer] + [_int] * 7 + [ctypes.POINTER(_Rule)]
     for suffix in _SUFFIX.values():
-        function = getattr(library, f"penstock_attention_{suffix}")
-        function.argtypes, function.restype = attention, None
+        for name in ("attention", "attention_long"):
+            function = getattr(library, f"penstock_{name}_{suffix}")
+            function.argtypes, function.restype = attention, None
         function = getattr(library, f"penstock_rotary_kv_{suffix}")
         function.argtypes, function.restype = [_pointer, _int] * 3 + [_pointer] * 6 + [_int] * 5, None
+        function = getattr(library, f"penstock_restrict_{suffix}")
+        function.argtypes, function.restype = [_pointer] + [_int] * 2 + [_pointer] * 3, None
     library.penstock_rms_norm_bf16.argtypes = [_pointer, _int, _pointer, _pointer, _int, _int, _float]
     library.penstock_rms_norm_bf16.restype = None
     library.penstock_argmax_bf16.argtypes = [_pointer] * 3 + [_int] * 2
@@ -89,17 +111,25 @@ def attend(
     tables: Tensor,
     contexts: Sequence[int],
     scale: float,
-    window: int | None,
+    window: int | None = None,
+    softcap: float | None = None,
+    chunk: int | None = None,
+    alibi: Tensor | None = None,
 ) -> None:
     """Attention of runs of one length, written to `out`. Only what `can_attend` allows.
 
     q, out: [batch * length, heads, dim]; caches: [kv_heads, blocks, block_size, dim]; tables: [batch, n] int64 block
-    ids; contexts: for each run the tokens that its last query sees. window: how many tokens back a query sees.
+    ids; contexts: for each run the tokens that its last query sees. The rest is as kernels.attention has it; alibi:
+    contiguous.
     """
     kv_heads, num_blocks, block_size, dim = k_cache.shape
     ends = torch.tensor(contexts)
     tables = tables.contiguous()
-    getattr(LIBRARY, f"penstock_attention_{_SUFFIX[q.dtype]}")(
+    length = len(q) // len(contexts)
+    table, stride = (None, 0) if alibi is None else (alibi.data_ptr(), alibi.shape[1])
+    rule = _Rule(scale, softcap or 0.0, window or 0, chunk or 0, table, stride)
+    kind = "attention" if length <= _SHORT else "attention_long"
+    getattr(LIBRARY, f"penstock_{kind}_{_SUFFIX[q.dtype]}")(
         q.data_ptr(),
         out.data_ptr(),
         k_cache.data_ptr(),
@@ -108,14 +138,13 @@ def attend(
         tables.shape[1],
         ends.data_ptr(),
         len(contexts),
-        len(q) // len(contexts),
+        length,
         q.shape[1],
         kv_heads,
         num_blocks,
         block_size,
         dim,
-        scale,
-        window or 0,
+        rule,
     )
 
 
@@ -176,3 +205,20 @@ def largest(x: Tensor) -> tuple[Tensor, Tensor]:
     assert LIBRARY is not None  # noqa: S101 (can_find_largest)
     LIBRARY.penstock_argmax_bf16(x.data_ptr(), ids.data_ptr(), values.data_ptr(), *x.shape)
     return values, ids
+
+
+def can_restrict(x: Tensor) -> bool:
+    """Whether `restrict` takes these rows."""
+    return LIBRARY is not None and x.dtype in _SUFFIX and x.is_contiguous()
+
+
+def restrict(x: Tensor, masks: Sequence[NDArray[np.uint32] | None], withheld: Sequence[Sequence[int]]) -> None:
+    """kernels.sampling.restrict. Only what `can_restrict` allows. x: [n, vocab]; masks, withheld: n of each."""
+    bounds = (_int * (len(masks) + 1))(0, *itertools.accumulate(map(len, withheld)))
+    getattr(LIBRARY, f"penstock_restrict_{_SUFFIX[x.dtype]}")(
+        x.data_ptr(),
+        *x.shape,
+        (_pointer * len(masks))(*(None if mask is None else mask.__array_interface__["data"][0] for mask in masks)),
+        (_int * bounds[-1])(*itertools.chain.from_iterable(withheld)),
+        bounds,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -73,13 +74,15 @@ class Decoder:
             for _ in range(self.config.num_layers)
         ]
 
-    def forward(self, step: StepInputs, cache: KVCache) -> Tensor:
+    def forward(self, step: StepInputs, cache: KVCache, watch: Callable[[int, Tensor], None] | None = None) -> Tensor:
         """One step over a flat batch of runs; writes the cache. Returns [R, hidden], before the final norm, of the rows
-        that are wanted, in their order."""
+        that are wanted, in their order. watch: is shown each layer's number and what goes into it, [T, hidden]."""
         cos, sin = self.rotary(step.positions, step.spans)
         x = self.weights.embedding[step.ids]
         last = len(self.weights.layers) - 1
         for i, layer in enumerate(self.weights.layers):
+            if watch is not None:
+                watch(i, x)
             wanted = step.wanted if i == last else None
             h = rms_norm(x, layer.attention_norm, self.config.norm_eps)
             h = self._attention(layer, self.config.windows[i], h, cos, sin, step, wanted, cache[i])
@@ -113,6 +116,10 @@ class Decoder:
             q, groups = q[wanted.rows], wanted.groups
         return paged_attention(q, *kv, groups, c.scale, window)
 
+    def normed(self, hidden: Tensor) -> Tensor:
+        """What the output matrix multiplies. hidden: [n, hidden] from `forward` -> [n, hidden]."""
+        return rms_norm(hidden, self.weights.final_norm, self.config.norm_eps)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every token of the vocabulary. hidden: [n, hidden] from `forward` -> [n, vocab]."""
-        return self.weights.head(rms_norm(hidden, self.weights.final_norm, self.config.norm_eps))
+        return self.weights.head(self.normed(hidden))

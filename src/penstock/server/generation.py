@@ -50,7 +50,7 @@ class Generation:
         self.generated_tokens = 0
         self.prompt_logprobs: list[float | None] | None = None
         self.prompt_top: list[list[tuple[int, float]]] | None = None
-        self.embedding: list[float] | None = None
+        self.embedding: bytes | None = None  # float32
         self.cached_tokens = 0
         self.logprob_sum = 0.0
         self.timings = Timings(arrived)

@@ -134,6 +134,8 @@ class _Header:
         self._at = self._strings = 0
 
     def read(self) -> tuple[dict[str, Value], list[GgufTensor]]:
+        if self._size < 24:
+            raise self._bad(f"It has {self._size} bytes, fewer than any GGUF file.")
         magic = self._take(4)
         if magic != MAGIC:
             raise self._bad("It does not begin as a GGUF file does.")

@@ -139,10 +139,10 @@ class _Pieces:
         return value if isinstance(value, bool) else default
 
     def added(self) -> list[AddedToken]:
-        """The tokens that are found in a text before it is cut: control tokens, and those that users defined."""
+        """The tokens that are found in a text before it is cut: control tokens, the unknown one, users' own."""
         return [
-            AddedToken(self.names[i], special=bool(self.kinds[i] == _CONTROL), normalized=False)
-            for i in np.flatnonzero((self.kinds == _CONTROL) | (self.kinds == _USER_DEFINED))
+            AddedToken(self.names[i], special=bool(self.kinds[i] != _USER_DEFINED), normalized=False)
+            for i in np.flatnonzero(np.isin(self.kinds, (_UNKNOWN, _CONTROL, _USER_DEFINED)))
             if self.names[i]
         ]
 
@@ -151,9 +151,9 @@ def _byte_level(pieces: _Pieces) -> Tokenizer:
     merges = pieces.model.metadata.get("tokenizer.ggml.merges", [])
     if not isinstance(merges, list):
         raise damaged(pieces.model.file, "Its tokenizer.ggml.merges is not a list of texts.")
-    pairs = [tuple(merge.split(" ")) for merge in merges]
-    if any(len(pair) != 2 for pair in pairs):
+    if any(merge.count(" ") != 1 for merge in merges):
         raise damaged(pieces.model.file, "Its tokenizer.ggml.merges has an entry that is not of two tokens.")
+    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
     family = str(pieces.model.metadata.get("general.architecture"))
     name = pieces.model.metadata.get("tokenizer.ggml.pre", "default")
     cut = _CUTS.get(_UNNAMED.get(family, "") if name == "default" else str(name))

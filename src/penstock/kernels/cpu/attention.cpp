@@ -1,6 +1,6 @@
 // Attention of short runs over the blocks of the cache, read where they lie.
 
-#include "common.h"
+#include "attention.h"
 
 #include <limits>
 #ifdef __AVX512F__
@@ -10,7 +10,6 @@
 namespace penstock {
 namespace {
 
-constexpr int kMaxDim = 256;  // head_dim; the Python side checks it
 constexpr int kTile = 16;     // keys whose scores are computed before the running maximum is looked at
 constexpr int kMaxRows = 8;   // query rows that share one pass over the keys
 constexpr int kAhead = 2;     // tiles from a fetch to its use: a cache miss takes longer than a tile
@@ -81,10 +80,6 @@ inline void mix_tile(float (*sum)[STRIDE], const float (*score)[kTile], const fl
     for (; rows > 0; rows--, sum++, score++) mix_rows<1, STRIDE>(sum, score, values, full);
 }
 
-struct Cache {
-    int64_t num_blocks, block_size, dim;
-};
-
 // Attention of `rows` query rows of one kv head over keys [first, context): online softmax (Milakov & Gimelshein 2018),
 // a tile of keys at a time. q, out: row r starts at offsets[r]. keys, values: the head's blocks, [num_blocks,
 // block_size, dim]. DIM and ROWS: head_dim and rows where they are known at compile time, so that the sums stay in
@@ -92,7 +87,7 @@ struct Cache {
 template <int DIM, int ROWS, typename T>
 void attend(const T *__restrict q, T *__restrict out, const int64_t *offsets,
             int row_count, const T *__restrict keys, const T *__restrict values,
-            const int64_t *table, Cache cache, int64_t first, int64_t context, float scale) {
+            const int64_t *table, Cache cache, int64_t first, int64_t context, const Rule &rule, const float *alibi) {
     const int rows = ROWS ? ROWS : row_count;
     const int dim = DIM ? DIM : static_cast<int>(cache.dim);
     constexpr int kSize = DIM ? DIM : kMaxDim, kRows = ROWS ? ROWS : kMaxRows;
@@ -106,7 +101,7 @@ void attend(const T *__restrict q, T *__restrict out, const int64_t *offsets,
         total[r] = 0;
 #pragma omp simd
         for (int d = 0; d < dim; d++) {
-            query[r][d] = widen(q[offsets[r] + d]) * scale;
+            query[r][d] = widen(q[offsets[r] + d]);
         }
         for (int d = dim; d < full; d++) query[r][d] = 0;
         for (int d = 0; d < full; d++) sum[r][d] = 0;
@@ -130,7 +125,7 @@ void attend(const T *__restrict q, T *__restrict out, const int64_t *offsets,
         int64_t end = (block + 1) * cache.block_size < context ? (block + 1) * cache.block_size : context;
         if (end - start > kTile) end = start + kTile;
         const int count = static_cast<int>(end - start);
-        const int64_t base = (table[block] * cache.block_size + inside) * dim;
+        const int64_t base = (table[block] * cache.block_size + inside) * dim, key = start;
         start = end;
         for (int j = 0; j < count; j++) {
 #pragma omp simd
@@ -138,6 +133,7 @@ void attend(const T *__restrict q, T *__restrict out, const int64_t *offsets,
         }
         for (int r = 0; r < rows; r++) dot_tile(query[r], wide[0], full, kStride, score[r]);
         for (int r = 0; r < rows; r++) {
+            finish_scores(score[r], count, rule, alibi ? alibi + r * rule.alibi_stride : nullptr, key);
             float top = highest[r];
             for (int j = 0; j < count; j++) top = score[r][j] > top ? score[r][j] : top;
             for (int j = count; j < kTile; j++) score[r][j] = -std::numeric_limits<float>::infinity();
@@ -173,24 +169,24 @@ void attend(const T *__restrict q, T *__restrict out, const int64_t *offsets,
 
 template <typename T>
 void attend_rows(const T *q, T *out, const int64_t *offsets, int rows, const T *keys, const T *values,
-                 const int64_t *table, Cache cache, int64_t first, int64_t context, float scale) {
+                 const int64_t *table, Cache cache, int64_t first, int64_t context, const Rule &rule, const float *alibi) {
     auto *chosen = attend<0, 0, T>;
     if (cache.dim == 64) chosen = rows == 4 ? attend<64, 4, T> : rows == 1 ? attend<64, 1, T> : attend<64, 0, T>;
     if (cache.dim == 128) chosen = rows == 4 ? attend<128, 4, T> : rows == 1 ? attend<128, 1, T> : attend<128, 0, T>;
-    chosen(q, out, offsets, rows, keys, values, table, cache, first, context, scale);
+    chosen(q, out, offsets, rows, keys, values, table, cache, first, context, rule, alibi);
 }
 
 template <typename T>
 void paged(const T *q, T *out, const T *keys, const T *values, const int64_t *tables, int64_t table_width,
            const int64_t *contexts, int64_t batch, int64_t length, int64_t heads, int64_t kv_heads, Cache cache,
-           float scale, int64_t window) {
-    const int64_t repeats = heads / kv_heads, head_size = cache.num_blocks * cache.block_size * cache.dim;
+           const Rule &rule) {
+    const int64_t repeats = heads / kv_heads, head_size = cache.head_size();
 #pragma omp parallel for collapse(3) schedule(dynamic, 4)
     for (int64_t b = 0; b < batch; b++) {
         for (int64_t i = 0; i < length; i++) {
             for (int64_t h = 0; h < kv_heads; h++) {
                 const int64_t context = contexts[b] - length + i + 1;
-                const int64_t first = window > 0 && context > window ? context - window : 0;
+                const int64_t first = first_key(rule, context - 1);
                 int64_t offsets[kMaxRows];
                 for (int64_t done = 0; done < repeats; done += kMaxRows) {
                     const int rows = static_cast<int>(repeats - done < kMaxRows ? repeats - done : kMaxRows);
@@ -198,7 +194,8 @@ void paged(const T *q, T *out, const T *keys, const T *values, const int64_t *ta
                         offsets[r] = ((b * length + i) * heads + h * repeats + done + r) * cache.dim;
                     }
                     attend_rows(q, out, offsets, rows, keys + h * head_size, values + h * head_size,
-                                tables + b * table_width, cache, first, context, scale);
+                                tables + b * table_width, cache, first, context, rule,
+                                rule.alibi ? rule.alibi + (h * repeats + done) * rule.alibi_stride : nullptr);
                 }
             }
         }
@@ -213,22 +210,21 @@ using namespace penstock;
 extern "C" {
 
 // q, out: [batch * length, heads, dim] contiguous. keys, values: [kv_heads, num_blocks, block_size, dim] contiguous.
-// tables: [batch, table_width] block ids. contexts: [batch] tokens that the last query of each run sees. window: 0 for
-// none. dim <= 256.
+// tables: [batch, table_width] block ids. contexts: [batch] tokens that the last query of each run sees. dim <= 256.
 void penstock_attention_f32(const float *q, float *out, const float *keys, const float *values, const int64_t *tables,
                             int64_t table_width, const int64_t *contexts, int64_t batch, int64_t length, int64_t heads,
-                            int64_t kv_heads, int64_t num_blocks, int64_t block_size, int64_t dim, float scale,
-                            int64_t window) {
+                            int64_t kv_heads, int64_t num_blocks, int64_t block_size, int64_t dim,
+                            const penstock_rule *rule) {
     paged(q, out, keys, values, tables, table_width, contexts, batch, length, heads, kv_heads,
-          Cache{num_blocks, block_size, dim}, scale, window);
+          Cache{num_blocks, block_size, dim}, *rule);
 }
 
 void penstock_attention_bf16(const uint16_t *q, uint16_t *out, const uint16_t *keys, const uint16_t *values,
                              const int64_t *tables, int64_t table_width, const int64_t *contexts, int64_t batch,
                              int64_t length, int64_t heads, int64_t kv_heads, int64_t num_blocks, int64_t block_size,
-                             int64_t dim, float scale, int64_t window) {
+                             int64_t dim, const penstock_rule *rule) {
     paged(reinterpret_cast<const bf16 *>(q), reinterpret_cast<bf16 *>(out), reinterpret_cast<const bf16 *>(keys),
           reinterpret_cast<const bf16 *>(values), tables, table_width, contexts, batch, length, heads, kv_heads,
-          Cache{num_blocks, block_size, dim}, scale, window);
+          Cache{num_blocks, block_size, dim}, *rule);
 }
 }

@@ -6,17 +6,6 @@
 namespace penstock {
 namespace {
 
-struct Dot {
-    using Sum = float;
-    using Vector = __m512;
-    static Vector zero() { return _mm512_setzero_ps(); }
-    static Vector load(const Sum *from) { return _mm512_load_ps(from); }
-    static void store(Sum *to, Vector x) { _mm512_store_ps(to, x); }
-    static Vector add(Vector sum, __m512i row, __m512i columns) {
-        return _mm512_dpbf16_ps(sum, (__m512bh)row, (__m512bh)columns);
-    }
-};
-
 template <int ACTIVATION>
 void gated(const bf16 *x, int64_t stride, const bf16 *weights, bf16 *out, int64_t m, int64_t n, int64_t k,
            const bf16 *gate_bias, const bf16 *up_bias) {
@@ -25,19 +14,11 @@ void gated(const bf16 *x, int64_t stride, const bf16 *weights, bf16 *out, int64_
         const int64_t first = panel * kHalf;
         const int width = static_cast<int>(std::min<int64_t>(kHalf, n - first));
         for (int r = 0; r < rows; r++) {
-            float *gate = sums + r * kPanel, *up = gate + kHalf;
-            if (gate_bias) {
-                for (int c = 0; c < width; c++) gate[c] += widen(gate_bias[first + c]);
-            }
-            if (up_bias) {
-                for (int c = 0; c < width; c++) up[c] += widen(up_bias[first + c]);
-            }
-            bf16 *to = out + (row + r) * n + first;
-#pragma omp simd
-            for (int c = 0; c < width; c++) narrow(activate<ACTIVATION>(gate[c]) * up[c], to[c]);
+            write_gated_row<ACTIVATION>(sums + r * kPanel, width, from(gate_bias, first), from(up_bias, first),
+                                        out + (row + r) * n + first);
         }
     };
-    product<Dot>(x, stride * 2, weights, m, (n + kHalf - 1) / kHalf, k * 2, finish);
+    product<Bf16Dot>(x, stride * 2, weights, m, (n + kHalf - 1) / kHalf, k * 2, finish);
 }
 
 }  // namespace
@@ -60,20 +41,11 @@ void penstock_matmul_bf16(const uint16_t *x, int64_t stride, const uint16_t *wei
         const int64_t first = panel * kPanel;
         const int width = static_cast<int>(std::min<int64_t>(kPanel, n - first));
         for (int r = 0; r < rows; r++) {
-            float *sum = sums + r * kPanel;
             const int64_t at = (row + r) * n + first;
-            if (shift) {
-                for (int c = 0; c < width; c++) sum[c] += widen(shift[first + c]);
-            }
-            if (add) {
-                for (int c = 0; c < width; c++) sum[c] += widen(add[at + c]);
-            }
-            bf16 *to = reinterpret_cast<bf16 *>(out) + at;
-#pragma omp simd
-            for (int c = 0; c < width; c++) narrow(sum[c], to[c]);
+            write_row(sums + r * kPanel, width, from(shift, first), from(add, at), reinterpret_cast<bf16 *>(out) + at);
         }
     };
-    product<Dot>(x, stride * 2, weights, m, (n + kPanel - 1) / kPanel, k * 2, finish);
+    product<Bf16Dot>(x, stride * 2, weights, m, (n + kPanel - 1) / kPanel, k * 2, finish);
 }
 
 // out[m, n] = activation(x x gate + gate_bias) * (x x up + up_bias); weights: panels of 32 columns of gate and the same

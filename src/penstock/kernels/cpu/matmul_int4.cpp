@@ -113,9 +113,9 @@ struct Columns {
     const float *offset;
     const bf16 *bias;  // or null
 
-    float value(float sum, int64_t column, float row_scale) const {
-        const float x = (sum - offset[column]) * row_scale;
-        return bias ? x + widen(bias[column]) : x;
+    void scale(float *sums, int width, int64_t first, float row_scale) const {
+#pragma omp simd
+        for (int c = 0; c < width; c++) sums[c] = (sums[c] - offset[first + c]) * row_scale;
     }
 };
 
@@ -127,13 +127,10 @@ void gated(const uint8_t *x, const float *row_scales, const uint8_t *weights, bf
         const int64_t first = panel * kHalf;
         const int width = static_cast<int>(std::min<int64_t>(kHalf, n - first));
         for (int r = 0; r < rows; r++) {
-            const float *gate = sums + r * kPanel, *up = gate + kHalf, scale = row_scales[row + r];
-            bf16 *to = out + (row + r) * n + first;
-#pragma omp simd
-            for (int c = 0; c < width; c++) {
-                const float opened = activate<ACTIVATION>(gates.value(gate[c], first + c, scale));
-                narrow(opened * ups.value(up[c], first + c, scale), to[c]);
-            }
+            gates.scale(sums + r * kPanel, width, first, row_scales[row + r]);
+            ups.scale(sums + r * kPanel + kHalf, width, first, row_scales[row + r]);
+            write_gated_row<ACTIVATION>(sums + r * kPanel, width, from(gates.bias, first), from(ups.bias, first),
+                                        out + (row + r) * n + first);
         }
     };
     product4(x, weights, m, (n + kHalf - 1) / kHalf, k, finish);
@@ -217,12 +214,9 @@ void penstock_matmul_int4(const uint8_t *x, const float *row_scales, const uint8
         const int width = static_cast<int>(std::min<int64_t>(kPanel, n - first));
         for (int r = 0; r < rows; r++) {
             const int64_t at = (row + r) * n + first;
-            bf16 *to = reinterpret_cast<bf16 *>(out) + at;
-#pragma omp simd
-            for (int c = 0; c < width; c++) {
-                const float value = columns.value(sums[r * kPanel + c], first + c, row_scales[row + r]);
-                narrow(add ? value + widen(add[at + c]) : value, to[c]);
-            }
+            columns.scale(sums + r * kPanel, width, first, row_scales[row + r]);
+            write_row(sums + r * kPanel, width, from(columns.bias, first), from(add, at),
+                      reinterpret_cast<bf16 *>(out) + at);
         }
     };
     product4(x, weights, m, (n + kPanel - 1) / kPanel, k, finish);

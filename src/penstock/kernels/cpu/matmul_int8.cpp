@@ -27,9 +27,11 @@ struct Columns {
     const int32_t *offset;
     const bf16 *bias;  // or null
 
-    float value(int32_t sum, int64_t column, float row_scale) const {
-        const float x = static_cast<float>(sum - offset[column]) * (row_scale * scale[column]);
-        return bias ? x + widen(bias[column]) : x;
+    void scaled(const int32_t *sums, int width, int64_t first, float row_scale, float *values) const {
+#pragma omp simd
+        for (int c = 0; c < width; c++) {
+            values[c] = static_cast<float>(sums[c] - offset[first + c]) * (row_scale * scale[first + c]);
+        }
     }
 };
 
@@ -40,15 +42,12 @@ void gated(const uint8_t *x, const float *row_scales, const int8_t *weights, bf1
     const auto finish = [&](int32_t *sums, int64_t row, int rows, int64_t panel) {
         const int64_t first = panel * kHalf;
         const int width = static_cast<int>(std::min<int64_t>(kHalf, n - first));
+        alignas(64) float values[kPanel];
         for (int r = 0; r < rows; r++) {
-            const int32_t *gate = sums + r * kPanel, *up = gate + kHalf;
-            const float scale = row_scales[row + r];
-            bf16 *to = out + (row + r) * n + first;
-#pragma omp simd
-            for (int c = 0; c < width; c++) {
-                const float opened = activate<ACTIVATION>(gates.value(gate[c], first + c, scale));
-                narrow(opened * ups.value(up[c], first + c, scale), to[c]);
-            }
+            gates.scaled(sums + r * kPanel, width, first, row_scales[row + r], values);
+            ups.scaled(sums + r * kPanel + kHalf, width, first, row_scales[row + r], values + kHalf);
+            write_gated_row<ACTIVATION>(values, width, from(gates.bias, first), from(ups.bias, first),
+                                        out + (row + r) * n + first);
         }
     };
     product<Dot>(x, k, weights, m, (n + kHalf - 1) / kHalf, k, finish);
@@ -102,14 +101,11 @@ void penstock_matmul_int8(const uint8_t *x, const float *row_scales, const int8_
     const auto finish = [&](int32_t *sums, int64_t row, int rows, int64_t panel) {
         const int64_t first = panel * kPanel;
         const int width = static_cast<int>(std::min<int64_t>(kPanel, n - first));
+        alignas(64) float values[kPanel];
         for (int r = 0; r < rows; r++) {
             const int64_t at = (row + r) * n + first;
-            bf16 *to = reinterpret_cast<bf16 *>(out) + at;
-#pragma omp simd
-            for (int c = 0; c < width; c++) {
-                const float value = columns.value(sums[r * kPanel + c], first + c, row_scales[row + r]);
-                narrow(add ? value + widen(add[at + c]) : value, to[c]);
-            }
+            columns.scaled(sums + r * kPanel, width, first, row_scales[row + r], values);
+            write_row(values, width, from(columns.bias, first), from(add, at), reinterpret_cast<bf16 *>(out) + at);
         }
     };
     product<Dot>(x, k, weights, m, (n + kPanel - 1) / kPanel, k, finish);

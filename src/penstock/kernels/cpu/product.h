@@ -24,6 +24,18 @@ constexpr int kTileRows = 6;    // rows of a tile: 6 x 4 sums, 4 weights and 1 a
 constexpr int kBlockRows = 96;  // rows of a task; its sums stay in the second-level cache
 constexpr int kLines = 4;       // cache lines of four bytes of inputs in a panel
 
+// Pairs of bfloat16, summed in float32 (vdpbf16ps).
+struct Bf16Dot {
+    using Sum = float;
+    using Vector = __m512;
+    static Vector zero() { return _mm512_setzero_ps(); }
+    static Vector load(const Sum *from) { return _mm512_load_ps(from); }
+    static void store(Sum *to, Vector x) { _mm512_store_ps(to, x); }
+    static Vector add(Vector sum, __m512i row, __m512i columns) {
+        return _mm512_dpbf16_ps(sum, (__m512bh)row, (__m512bh)columns);
+    }
+};
+
 // sums[ROWS][64] (+)= rows[ROWS][4 * quads] x weights[quads][64][4]. FETCH lines a quad are fetched from `next` on.
 template <class Dot, int ROWS, int FETCH>
 void tile(const char *__restrict rows, int64_t stride, const char *__restrict weights, typename Dot::Sum *__restrict sums,
@@ -137,5 +149,38 @@ inline float activate(float x) {
     const float e = exp_nonpositive(z < 0 ? z : -z);
     return x * ((z < 0 ? e : 1.0f) / (1.0f + e));
 }
+
+// What follows a product, for one row of a panel. Every optional part is a loop of its own: the compiler does not make
+// vectors of a loop that asks for each number whether there is a bias. bias, add: null or `width` numbers.
+inline void write_row(float *values, int width, const bf16 *bias, const bf16 *add, bf16 *out) {
+    if (bias) {
+#pragma omp simd
+        for (int c = 0; c < width; c++) values[c] += widen(bias[c]);
+    }
+    if (add) {
+#pragma omp simd
+        for (int c = 0; c < width; c++) values[c] += widen(add[c]);
+    }
+#pragma omp simd
+    for (int c = 0; c < width; c++) narrow(values[c], out[c]);
+}
+
+// values: gates, and the numbers they open kPanel / 2 further on.
+template <int ACTIVATION>
+inline void write_gated_row(float *values, int width, const bf16 *gate_bias, const bf16 *up_bias, bf16 *out) {
+    float *up = values + kPanel / 2;
+    if (gate_bias) {
+#pragma omp simd
+        for (int c = 0; c < width; c++) values[c] += widen(gate_bias[c]);
+    }
+    if (up_bias) {
+#pragma omp simd
+        for (int c = 0; c < width; c++) up[c] += widen(up_bias[c]);
+    }
+#pragma omp simd
+    for (int c = 0; c < width; c++) narrow(activate<ACTIVATION>(values[c]) * up[c], out[c]);
+}
+
+inline const bf16 *from(const bf16 *numbers, int64_t at) { return numbers ? numbers + at : nullptr; }
 
 }  // namespace penstock

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from penstock.engine.request import EngineRequest
+from penstock.engine.request import Embed, EngineRequest
 from penstock.server.body import parse
 from penstock.server.exchange import Exchange
 from penstock.server.generation import Generation
@@ -102,7 +102,7 @@ class Embeddings:
         if len(prompt.ids) > longest:
             raise invalid(f"`inputs` must have less than {longest} tokens. Given: {len(prompt.ids)}", "input")
         request = EngineRequest(
-            id=house.engine.next_id(), prompt_ids=prompt.ids, max_new_tokens=0, embed=True, salt=exchange.salt
+            id=house.engine.next_id(), prompt_ids=prompt.ids, max_new_tokens=0, embed=Embed(), salt=exchange.salt
         )
         house.check(request)
         return request
@@ -130,7 +130,7 @@ class Embeddings:
         await generation.collect()
         if generation.embedding is None:
             raise generation_failed("the engine made no embedding")
-        return _unit(generation.embedding)
+        return _unit(array.array("f", generation.embedding))
 
 
 def _unit(vector: Iterable[float]) -> array.array[float]:

@@ -1,0 +1,127 @@
+"""How fast a checkpoint loads, and how much memory that takes, beside a plain read of its files.
+
+    python benchmarks/load.py --model DIR      (DIR is made if it is not there: Llama-3.2-1B's shape, bfloat16)
+
+Every round takes, in turn, with the page cache warm: a plain sequential read of the weights into one buffer, the load
+of the engine, and the load without packing (what reading costs of it); the loads in a process of their own each.
+Seconds of a load are those of the weights alone: no imports, no cache, no first token. Peak memory is the
+process's, less what it had before the load; kept is what it has after it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+BUFFER = 16 * 1024 * 1024
+
+
+def read_plainly(folder: Path) -> float:
+    """Seconds to read all weights once, in order, into one buffer."""
+    buffer = bytearray(BUFFER)
+    since = time.perf_counter()
+    for file in sorted(folder.glob("*.safetensors")):
+        fd = os.open(file, os.O_RDONLY)
+        while os.readv(fd, [buffer]):
+            pass
+        os.close(fd)
+    return time.perf_counter() - since
+
+
+def load(folder: Path, quantize: str, pack: bool) -> dict[str, float]:
+    """Load the decoder in this process. Returns seconds, and bytes of the peak over what there was before."""
+    from penstock.devices.allocator import keep_freed_memory
+    from penstock.devices.threads import bind_threads
+
+    bind_threads(int(os.environ["OMP_NUM_THREADS"]))
+    import torch
+
+    from penstock.formats import FORMATS, Format
+    from penstock.formats.dense import GatedPair, Plain
+    from penstock.hub.weights import read_weights
+    from penstock.models.decoder import Decoder
+    from penstock.models.families import describe
+
+    form = FORMATS[quantize]
+    if not pack:
+        form = Format(Plain, lambda g, u, a, gb=None, ub=None: GatedPair(Plain(g, gb), Plain(u, ub), a), None)
+    keep_freed_memory()
+    torch.ones(64, 64) @ torch.ones(64, 64)  # the thread pool
+    before = memory("VmRSS")
+    since = time.perf_counter()
+    config, names = describe(folder)
+    decoder = Decoder.load(read_weights(folder), config, names, torch.bfloat16, 2048, form)
+    seconds = time.perf_counter() - since
+    kept = memory("VmRSS") - before
+    del decoder
+    return {"seconds": seconds, "peak": memory("VmHWM") - before, "kept": kept}
+
+
+def memory(field: str) -> int:
+    """A size of this process from /proc, in bytes."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+def in_a_process(folder: Path, quantize: str, pack: bool) -> dict[str, float]:
+    """`load` in a process of its own."""
+    arguments = [sys.executable, __file__, "--model", str(folder), "--quantize", quantize, "--child"]
+    done = subprocess.run(arguments + ["pack"] * pack, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--quantize", default="none")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--child", nargs="*", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child is not None:
+        print(json.dumps(load(options.model, options.quantize, "pack" in options.child)))
+        return
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    if not (options.model / "config.json").exists():
+        from vs_transformers import make_checkpoint
+
+        make_checkpoint(options.model)
+    size = sum(file.stat().st_size for file in options.model.glob("*.safetensors"))
+    read_plainly(options.model)  # warms the page cache
+    rounds: list[dict[str, Any]] = []
+    for _ in range(options.rounds):
+        plain = read_plainly(options.model)
+        whole = in_a_process(options.model, options.quantize, pack=True)
+        bare = in_a_process(options.model, options.quantize, pack=False)
+        rounds.append({"plain": plain, "load": whole, "bare": bare})
+    median = statistics.median
+    for name, seconds in (
+        ("plain read", [r["plain"] for r in rounds]),
+        ("load", [r["load"]["seconds"] for r in rounds]),
+        ("load without packing", [r["bare"]["seconds"] for r in rounds]),
+    ):
+        share = median(r["plain"] / s for r, s in zip(rounds, seconds, strict=True))
+        print(
+            f"{name:<22} {median(seconds):6.2f} s ({min(seconds):.2f}-{max(seconds):.2f})  "
+            f"{size / 1e9 / median(seconds):5.2f} GB/s  {100 * share:4.0f} % of the plain read"
+        )
+    kept, peak = median(r["load"]["kept"] for r in rounds), median(r["load"]["peak"] for r in rounds)
+    print(
+        f"files {size / 1e9:.2f} GB; kept {kept / 1e9:.2f} GB, peak {peak / 1e9:.2f} GB, "
+        f"{100 * (peak / kept - 1):.1f} % over what is kept"
+    )
+
+
+if __name__ == "__main__":
+    main()
