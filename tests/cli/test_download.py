@@ -207,9 +207,10 @@ def test_a_local_folder_is_served_without_any_connection(tmp_path: Path) -> None
     hook.mkdir()
     (hook / "sitecustomize.py").write_text(
         "import sys\n"
+        "HERE = ('127.0.0.1', 'localhost', '0.0.0.0', '::1', 'None')\n"
         "def watch(event, args):\n"
-        "    if event == 'socket.getaddrinfo' or (event == 'socket.connect' and isinstance(args[1], tuple)\n"
-        "            and not str(args[1][0]).startswith('127.')):\n"
+        "    if (event == 'socket.getaddrinfo' and str(args[0]) not in HERE) or (\n"
+        "            event == 'socket.connect' and isinstance(args[1], tuple) and str(args[1][0]) not in HERE):\n"
         f"        open({str(log)!r}, 'a').write(f'{{event}} {{args[1:]}}\\n')\n"
         "        raise OSError('blocked')\n"
         "sys.addaudithook(watch)\n"

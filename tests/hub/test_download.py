@@ -85,7 +85,7 @@ def test_an_interrupted_download_is_completed(hub: FakeHub, tmp_path: Path) -> N
         ("org/gone", 4, ["There is no model 'org/gone'", "private", "without a token"]),
         ("org/gated", 4, ["is gated", "no hub token", "hf auth login"]),
         ("org/pickled", 4, [".bin", "pickles", "penstock convert org/pickled"]),
-        ("org/gguf", 4, ["GGUF", "hf download org/gguf model.gguf"]),
+        ("org/gguf", 4, ["GGUF", "penstock download org/gguf --file model.gguf"]),
         ("org/adapter", 4, ["LoRA", "base model"]),
         ("org/good@v9", 4, ["no revision 'v9'"]),
     ],

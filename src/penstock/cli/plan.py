@@ -91,8 +91,8 @@ def plan(
     profile = load_site(site)
     length = tokens or min(described.shape.max_positions, 4096)
     speed = (disk or profile.disk_gb_s or 1.0) * 1e9
-    choices, place = _hardware(profile if site or partition else None, partition, gpu, cpu, cores, memory)
-    best, place = _choose(described, form, choices, place, gpus, length, speed, batch)
+    choices, nodes = _hardware(profile if site or partition else None, partition, gpu, cpu, cores, memory)
+    best, place = _choose(described, form, choices, nodes, gpus, length, speed, batch)
     report = _report(described, best, profile, place, time_limit, files, speed, batch)
     click.echo(json.dumps(report) if as_json else _text(report))
 

@@ -82,7 +82,7 @@ def download_snapshot(
         store = FolderStore(to) if to is not None else CacheStore(name)
         store.check()
         missing = [file for file in files if not store.file(file).exists()]
-        _check_space(name, sum(file.size for file in missing) - store.partial(missing), store.root)
+        _check_space(name, sum(file.size for file in missing) - store.partial_bytes(missing), store.root)
         meter = Meter(total)
         headers = build_hf_headers(token=token)
         client = get_session()
@@ -248,7 +248,7 @@ def _check_usable(name: str, files: dict[str, int]) -> list[str]:
     if any(file.endswith(".gguf") for file in files):
         file = next(file for file in files if file.endswith(".gguf"))
         why = "It holds GGUF files; one of them is enough."
-        hint = f"Fetch one, for example with `hf download {name} {file} --local-dir .`, and give the file."
+        hint = f"Fetch one, for example with `penstock download {name} --file {file} --to .`, and give the file."
     elif "adapter_config.json" in top:
         why = "It is a LoRA adapter; give its base model."
     elif any(file.endswith((".bin", ".pt", ".pth")) for file in files):

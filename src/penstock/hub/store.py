@@ -9,6 +9,7 @@ import re
 import stat
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class CacheStore:
     def file(self, file: RemoteFile) -> Path:
         return self._model / "blobs" / file.blob
 
-    def partial(self, files: list[RemoteFile]) -> int:
+    def partial_bytes(self, files: list[RemoteFile]) -> int:
         return _part_bytes(self.file(file) for file in files)
 
     def verified(self, file: RemoteFile) -> bool:
@@ -60,12 +61,12 @@ class CacheStore:
             link.parent.mkdir(parents=True, exist_ok=True)
             target = os.path.relpath(self.file(file), link.parent)
             if not (link.is_symlink() and os.readlink(link) == target):
-                _replace(link, lambda temporary, target=target: temporary.symlink_to(target))
+                _replace(link, partial(Path.symlink_to, target=target))
         wanted = revision or "main"
         if not COMMIT.fullmatch(wanted):
             ref = self._model / "refs" / wanted
             ref.parent.mkdir(parents=True, exist_ok=True)
-            _replace(ref, lambda temporary: temporary.write_text(commit) and None)
+            _replace(ref, partial(Path.write_text, data=commit))
         return folder
 
 
@@ -82,7 +83,7 @@ class FolderStore:
     def file(self, file: RemoteFile) -> Path:
         return self.root / file.name
 
-    def partial(self, files: list[RemoteFile]) -> int:
+    def partial_bytes(self, files: list[RemoteFile]) -> int:
         return _part_bytes(self.file(file) for file in files)
 
     def verified(self, file: RemoteFile) -> bool:
@@ -114,8 +115,7 @@ class _Record:
         with self._lock:
             if self._table.get(key) != _stamp(file):
                 self._table[key] = _stamp(file)
-                text = json.dumps(self._table)
-                _replace(self._path, lambda temporary: temporary.write_text(text) and None)
+                _replace(self._path, partial(Path.write_text, data=json.dumps(self._table)))
 
 
 def _stamp(file: Path) -> list[int]:
@@ -123,7 +123,7 @@ def _stamp(file: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-def _replace(path: Path, make: Callable[[Path], None]) -> None:
+def _replace(path: Path, make: Callable[[Path], object]) -> None:
     """Put something in the place of `path` at once, whoever else does the same."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     temporary.unlink(missing_ok=True)

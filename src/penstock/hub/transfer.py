@@ -129,7 +129,7 @@ def _transfer(
                         meter.add(-before, network=False)
                         out.truncate(0)
                         digest = _Digest(file)
-                    for block in answer.iter_bytes(CHUNK):
+                    for block in answer.iter_raw():  # as they come: a larger piece would be lost when the line breaks
                         out.write(block)
                         digest.update(block)
                         meter.add(len(block))

@@ -144,8 +144,8 @@ def name_of(gres: str, features: str = "") -> str:
         fitting.append((not said and not cut, gpu(name).memory, name))
     larger = re.search(r"a100l(?:\.(\d))?", words)  # Mila's word for 80 GB, with the sevenths of a slice
     if larger and not cut:
-        part = next((s for s in gpu("a100-80").slices if larger[1] and s.startswith(f"a100-80:{larger[1]}g")), None)
-        return part or "a100-80"
+        cuts = [name for name in gpu("a100-80").slices if larger[1] and name.startswith(f"a100-80:{larger[1]}g")]
+        return cuts[-1] if cuts else "a100-80"
     return min(fitting)[2] if fitting else ""
 
 
