@@ -100,12 +100,17 @@ def test_the_table(tmp_path: Path) -> None:
 
 def test_a_report_of_the_benchmark_is_compared(tmp_path: Path) -> None:
     report = {
-        "sequence_length": 128, "decode_length": 32,
+        "workload": {"sequence_length": 128, "decode_length": 32}, "weight_size": 1.0,
+        "machine": {"threads": 2, "read_bytes_per_second": 4e10, "best_read": 5e10, "flops": {"int8": 2e12}},
         "batches": [{"batch_size": 4, "throughput": {"Decode": {"average": 1000.0}}}],
     }  # fmt: skip
     (tmp_path / "bench.json").write_text(json.dumps(report))
-    rows = plan(tmp_path, "llama-3.2-1b", "--gpu", "a100-80", "--measured", tmp_path / "bench.json")["measured"]
-    assert [(row["measured"], row["source"]) for row in rows] == [(1000.0, "bench.json")]
+    node = ("--cpu", "--cores", "2", "--memory", "16")
+    rows = plan(tmp_path, "llama-3.2-1b", *node, "--measured", tmp_path / "bench.json")["measured"]
+    assert [(row["measured"], row["source"], row["what"]) for row in rows] == [
+        (1000.0, "bench.json", "batch 4, 144 tokens, int8")
+    ]
+    assert 50 < rows[0]["predicted"] < 4e10 / 1.2e9 * 4  # four rows a step that reads 1.2 GB
     assert rows[0]["error"] == pytest.approx(rows[0]["predicted"] / 1000 - 1, abs=1e-3)
     (tmp_path / "bench.json").write_text("{}")
     done = penstock("plan", "llama-3.2-1b", "--gpu", "l4", "--measured", tmp_path / "bench.json", home=tmp_path)

@@ -1,4 +1,4 @@
-"""The whole way of a release: built, checked, installed where there is no network, moved, served, loaded as a module.
+"""The whole way of a release: built, checked, installed where there is no network, moved, served from.
 
 It takes minutes, so it runs when PENSTOCK_LONG_TESTS is set.
 """
@@ -21,8 +21,6 @@ pytestmark = [
     pytest.mark.skipif("PENSTOCK_LONG_TESTS" not in os.environ, reason="PENSTOCK_LONG_TESTS is not set"),
     pytest.mark.timeout(900),
 ]
-LMOD = Path("/usr/share/lmod/lmod/init/bash")
-MODULES = Path("/usr/share/modules/init/bash")
 
 
 def no_network(*command: str | Path) -> list[str | Path]:
@@ -125,19 +123,3 @@ def test_a_prefix_in_use_and_a_damaged_release_are_refused(release: Path, instal
     assert damaged.returncode == 3
     assert "damaged" in damaged.stderr
     assert not (tmp_path / "p").exists()
-
-
-@pytest.mark.parametrize("init", [LMOD, MODULES], ids=["lmod", "environment-modules"])
-def test_the_modulefile(init: Path, installed: Path, tmp_path: Path) -> None:
-    if not init.is_file():
-        pytest.skip(f"{init} is not installed")
-    script = (
-        f". {init}; module use {installed}/modulefiles; module avail penstock 2>&1 | grep -q penstock && "
-        "module load penstock && penstock --version && echo $PENSTOCK_PREFIX && module unload penstock && "
-        'echo "after: $PENSTOCK_PREFIX"; command -v penstock || echo gone'
-    )
-    env = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(["bash", "--norc", "-c", script], env=env, capture_output=True, text=True)
-    lines = done.stdout.split("\n")
-    assert lines[0].startswith("penstock "), done.stdout + done.stderr
-    assert lines[1:4] == [str(installed), "after: ", "gone"], done.stdout + done.stderr

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -86,6 +86,7 @@ def plan(
     if (cores or memory) and not cpu:
         raise UsageError("--cores and --memory describe a node without cards.", "", "Add --cpu.")
     from penstock.cli.plan_model import describe_model
+    from penstock.cli.plan_report import plan_report, plan_text
 
     described = describe_model(model, revision, offline)
     profile = load_site(site)
@@ -93,8 +94,8 @@ def plan(
     speed = (disk or profile.disk_gb_s or 1.0) * 1e9
     choices, nodes = _hardware(profile if site or partition else None, partition, gpu, cpu, cores, memory)
     best, place = _choose(described, form, choices, nodes, gpus, length, speed, batch)
-    report = _report(described, best, profile, place, time_limit, files, speed, batch)
-    click.echo(json.dumps(report) if as_json else _text(report))
+    report = plan_report(described, best, profile, place, time_limit, files, speed, batch)
+    click.echo(json.dumps(report) if as_json else plan_text(report))
 
 
 def _hardware(
@@ -172,118 +173,6 @@ def _stored(described: Described, device: Device) -> str:
 
         return str(choose_dtype("auto", described.stored)[0]).removeprefix("torch.")
     return described.stored
-
-
-def _report(
-    described: Described,
-    best: Plan,
-    site: Site,
-    place: Place | None,
-    time_limit: str | None,
-    files: tuple[str, ...],
-    disk: float,
-    batch: int | None,
-) -> dict[str, Any]:
-    from penstock.cli.plan_measured import comparisons
-    from penstock.plan.fit import plan_on
-    from penstock.plan.sbatch import flags
-    from penstock.plan.weights import HALVES, PACKINGS, weight_bytes
-
-    shape = described.shape
-    formats = {}
-    halves = () if {best.form, described.stored} & set(HALVES) else ("bfloat16",)
-    eighths = ("fp8",) if best.device.runs("fp8") else ()
-    for name in dict.fromkeys([best.form, described.stored, *halves, *eighths, "int8", "int4"]):
-        other = plan_on(shape, name, best.device, best.cards, best.tokens, disk, batch)
-        formats[name] = {
-            "weight_bytes": other.weights,
-            "fits": other.fits,
-            "max_sequences": other.sequences,
-            "tokens_per_second": round(other.tokens_per_second, 2),
-        }
-    return {
-        "model": described.name,
-        "family": shape.family,
-        "exact": shape.exact,
-        "from": described.origin,
-        "parameters": shape.parameters,
-        "layers": shape.layers,
-        "max_positions": shape.max_positions,
-        "format": best.form,
-        "stored_format": described.stored,
-        "weight_bytes": best.weights,
-        "stored_weight_bytes": described.stored_bytes(),
-        "disk_bytes": described.disk_bytes,
-        "weight_bytes_by_format": {name: weight_bytes(shape, name) for name in PACKINGS},
-        "resident_bytes": best.resident,
-        "kv_bytes_per_token": best.kv_token,
-        "activation_bytes": best.activations,
-        "overhead_bytes": best.overhead,
-        "hardware": best.device.title,
-        "gpu": None if best.device.is_cpu else best.device.name,
-        "gpus": 0 if best.device.is_cpu else best.cards,
-        "memory_bytes": best.have,
-        "need_bytes": best.need,
-        "fits": best.fits,
-        "sequence_tokens": best.tokens,
-        "max_sequences": best.sequences,
-        "tokens_per_second": round(best.tokens_per_second, 2),
-        "batch": best.batch,
-        "batch_tokens_per_second": round(best.batch_tokens_per_second, 2),
-        "first_token_seconds": round(best.first_token_seconds, 4),
-        "load_seconds": round(best.load_seconds, 2),
-        "formats": formats,
-        "measured": comparisons(described, best, files),
-        "sbatch": flags(best, site, place, time_limit),
-    }
-
-
-def _text(r: dict[str, Any]) -> str:
-    """The report for people."""
-    from penstock.plan.memory import human
-
-    where = f"{r['gpus']}x {r['hardware']}" if r["gpus"] else r["hardware"]
-    guess = "" if r["exact"] else " (a family that is not in the table: counted as a Llama)"
-    lines = [
-        f"{r['model']}: {r['family']}, {r['parameters'] / 1e9:.3g} B parameters, {r['layers']} layers, "
-        f"{r['max_positions']:,} positions{guess}",
-        f"weights      {human(r['weight_bytes'])} in {r['format']}"
-        + (f" (the checkpoint: {human(r['stored_weight_bytes'])} in {r['stored_format']})"
-           if r["format"] != r["stored_format"] else "")
-        + (f"; on disk {human(r['disk_bytes'])}" if r["disk_bytes"] else ""),
-        f"KV cache     {human(r['kv_bytes_per_token'])} a token, "
-        f"{human(r['kv_bytes_per_token'] * r['sequence_tokens'])} a sequence of {r['sequence_tokens']:,}",
-        f"besides      {human(r['activation_bytes'])} for a step, {human(r['overhead_bytes'])} for the runtime",
-        f"on           {where}: {human(r['memory_bytes'])} to use",
-    ]  # fmt: skip
-    if r["fits"]:
-        lines += [
-            f"fits         yes: {r['max_sequences']:,} sequences of {r['sequence_tokens']:,} tokens",
-            f"speed        {r['tokens_per_second']:.3g} tokens/s one stream, "
-            f"{r['batch_tokens_per_second']:,.0f} with {r['batch']} side by side (predicted)",
-            f"start        {r['load_seconds']:.0f} s to read the weights; first token of "
-            f"{r['sequence_tokens'] // 2:,} after {r['first_token_seconds']:.2g} s",
-        ]
-    else:
-        others = [name for name, other in r["formats"].items() if other["fits"]]
-        lines.append(
-            f"fits         no: one sequence needs {human(r['need_bytes'])}"
-            + (f"; it would in {', '.join(others)} (--format)" if others else "; take more or larger cards (--gpus)")
-        )
-    for name, other in r["formats"].items():
-        fit = (
-            f"{other['max_sequences']:,} sequences, {other['tokens_per_second']:.3g} tokens/s"
-            if other["fits"]
-            else "does not fit"
-        )
-        lines.append(f"  {name:<10} {human(other['weight_bytes']):>9}  {fit}")
-    for m in r["measured"]:
-        lines.append(
-            f"measured     {m['measured']:.4g} tokens/s, predicted {m['predicted']:.4g} ({m['error']:+.0%}): "
-            f"{m['what']}, {m['source']}"
-        )
-    lines.append(f"sbatch       {' '.join(r['sbatch'])}")
-    return "\n".join(lines)
 
 
 def _list_cards(as_json: bool) -> None:

@@ -24,17 +24,19 @@ FORMATS = ("float32", "bfloat16", "int8")
 
 @dataclass(frozen=True)
 class MachineLimits:
-    """Measured limits. read_bytes_per_second: memory read by all threads; flops: operations a second of the matrix
-    product of each format (a multiply-add is two). Medians; `best_read` is the fastest pass."""
+    """Measured limits. read_bytes_per_second: memory read by all threads, the median pass, for a memory bus has its
+    moods (best_read: the fastest); flops: operations a second of the matrix product of each format (a multiply-add is
+    two), the fastest, for only neighbours slow arithmetic down."""
 
     threads: int
     read_bytes_per_second: float
     best_read: float
     flops: dict[str, float]
 
-    def flops_of(self, quantize: str, dtype: str) -> float:
-        """The limit that applies to an engine: 4-bit and 8-bit weights are multiplied in 8 bits."""
-        return self.flops.get("int8" if quantize.startswith("int") else dtype, self.flops["float32"])
+    def flops_of(self, weight_size: float) -> float:
+        """The limit for weights of so many bytes each: those of 8 bits and fewer are multiplied in 8 bits."""
+        name = "int8" if weight_size < 2 else "bfloat16" if weight_size < 4 else "float32"
+        return self.flops.get(name, self.flops["float32"])
 
 
 def measure(threads: int | None = None, seconds: float = SECONDS) -> MachineLimits:
@@ -54,12 +56,15 @@ def measure(threads: int | None = None, seconds: float = SECONDS) -> MachineLimi
 def _probe(threads: int, seconds: float) -> MachineLimits:
     import torch
 
-    memory = torch.zeros(READ_BYTES // 8, dtype=torch.int64)
+    from penstock.devices.cpu import zeros_on_demand
+
+    # filled, or every page would be the system's one page of zeros, which no memory has to deliver
+    memory = zeros_on_demand((READ_BYTES // 8,), torch.int64, huge=True).fill_(1)
     reads = _times(memory.sum, seconds)
     flops = {}
     for name in FORMATS:
         try:
-            flops[name] = 2.0 * SIDE**3 / _median(_times(_product(name), seconds))
+            flops[name] = 2.0 * SIDE**3 / min(_times(_product(name), seconds))
         except RuntimeError:  # this build of torch, or this processor, has no such product
             continue
     return MachineLimits(threads, READ_BYTES / _median(reads), READ_BYTES / min(reads), flops)
