@@ -10,7 +10,8 @@ from penstock.plan.hardware import GIB, cpu_node, gpu, known_gpus
 from penstock.plan.known import find_known, known_models, published
 from penstock.plan.roofline import step_seconds, tokens_per_second
 from penstock.plan.sbatch import flags, places
-from penstock.plan.shapes import Shape, shape_of
+from penstock.plan.shape import Shape
+from penstock.plan.shapes import shape_of
 from penstock.plan.site import load_site
 from penstock.plan.table import CARDS, MODELS, markdown, rows
 from penstock.plan.weights import kv_bytes, read_bytes, stored_format, weight_bytes

@@ -22,6 +22,23 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "model_type": "llama", **GQA, "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True,
     },
     "llama, wide heads": {"model_type": "llama", **GQA, "head_dim": 32},
+    "llama4": {
+        "model_type": "llama4_text", **GQA, "intermediate_size_mlp": 300, "num_local_experts": 4, "head_dim": 16,
+        "num_experts_per_tok": 1, "interleave_moe_layer_step": 2, "pad_token_id": 1, "use_qk_norm": True,
+    },
+    "smollm3": {"model_type": "smollm3", **GQA, "pad_token_id": 1},
+    "deepseek 2 lite": {
+        "model_type": "deepseek_v2", **SMALL, "intermediate_size": 200, "moe_intermediate_size": 40,
+        "q_lora_rank": None, "kv_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 20, "n_routed_experts": 6,
+        "n_shared_experts": 2, "num_experts_per_tok": 2, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1,
+        "pad_token_id": 1,
+    },
+    "deepseek 3": {
+        "model_type": "deepseek_v3", **SMALL, "intermediate_size": 200, "moe_intermediate_size": 40, "q_lora_rank": 32,
+        "kv_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 20, "n_routed_experts": 8,
+        "n_shared_experts": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1,
+        "pad_token_id": 1,
+    },
     "mistral": {"model_type": "mistral", **GQA},
     "mixtral": {"model_type": "mixtral", **GQA, "num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen2": {"model_type": "qwen2", **GQA, "tie_word_embeddings": True},

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from penstock.plan.shapes import Shape, shape_of
+from penstock.plan.shape import Shape
+from penstock.plan.shapes import shape_of
 from penstock.plan.weights import PACKINGS, stored_format, weight_bytes
 
 

@@ -59,6 +59,10 @@ COHERE = replace(
 
 FAMILIES: dict[str, Family] = {
     "llama": LLAMA,
+    "llama4_text": replace(
+        LLAMA, mlp_bias=False, experts=("num_local_experts",), shared=("intermediate_size",), kv_heads=8
+    ),
+    "smollm3": replace(LLAMA, tied="tie_word_embeddings=yes", kv_heads=4),
     "mistral": MISTRAL,
     "ministral": MISTRAL,
     "mixtral": replace(MISTRAL, experts=("num_local_experts",)),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from penstock.plan.hardware import Device
 from penstock.plan.roofline import prompt_seconds, tokens_per_second
-from penstock.plan.shapes import Shape
+from penstock.plan.shape import Shape
 from penstock.plan.weights import HALVES, kv_bytes, kv_bytes_per_token, resident_bytes, weight_bytes
 
 SHARE = 0.9  # of the free memory that weights and cache may take, as the engine's own default

@@ -7,7 +7,7 @@ Williams, Waterman and Patterson, "Roofline" (2009); the constants are fitted (`
 from __future__ import annotations
 
 from penstock.plan.hardware import Device
-from penstock.plan.shapes import Shape
+from penstock.plan.shape import Shape
 from penstock.plan.weights import kv_bytes, packing, read_bytes
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from penstock.errors import UsageError
-from penstock.plan.shapes import Shape
+from penstock.plan.shape import Shape
 
 
 @dataclass(frozen=True)
