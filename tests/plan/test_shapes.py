@@ -29,8 +29,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "smollm3": {"model_type": "smollm3", **GQA, "pad_token_id": 1},
     "deepseek 2 lite": {
         "model_type": "deepseek_v2", **SMALL, "intermediate_size": 200, "moe_intermediate_size": 40,
-        "q_lora_rank": None, "kv_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 20, "n_routed_experts": 6,
-        "n_shared_experts": 2, "num_experts_per_tok": 2, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1,
+        "q_lora_rank": None, "kv_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 20,
+        "n_routed_experts": 6, "n_shared_experts": 2, "num_experts_per_tok": 2,
+        "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1,
         "pad_token_id": 1,
     },
     "deepseek 3": {

@@ -58,8 +58,7 @@ def build_release(
     if bad:
         raise refusal(bad, target)
     say(f"{len(found)} wheels, {sum(w.path.stat().st_size for w in found) / 1e9:.2f} GB, all run on {target}")
-    _licences(found, making / "licenses")
-    _write(making, target, found)
+    assemble(making, target, found)
     making.replace(release)
     return release
 
@@ -161,7 +160,9 @@ def _licences(wheels: Iterable[Wheel], folder: Path) -> None:
     (folder / "README").write_text("Licences of the packages in this release.\n\n" + "\n".join(rows) + "\n")
 
 
-def _write(release: Path, target: Target, wheels: list[Wheel]) -> None:
+def assemble(release: Path, target: Target, wheels: list[Wheel]) -> None:
+    """Everything of a release but the wheels, which lie in its folder already; the hashes last."""
+    _licences(wheels, release / "licenses")
     for name in _FILES:
         shutil.copyfile(_HERE / name, release / name)
     (release / "install.sh").chmod(0o755)
