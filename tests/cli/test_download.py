@@ -154,6 +154,9 @@ def test_gated_models_and_token_files(hub: FakeHub, tmp_path: Path) -> None:
     file.chmod(0o644)
     check_error(download(tmp_path, hub, "org/gated", "--token-file", file), 3, "Others may read", "chmod 600")
     file.chmod(0o600)
+    file.write_text("hf_wrongone\n")
+    check_error(download(tmp_path, hub, "org/gated", "--token-file", file), 4, "no access yet", "--token-file")
+    file.write_text("hf_rightone\n")
     done = download(tmp_path, hub, "org/gated", "--token-file", file)
     assert weights(done) == WEIGHTS
     shutil.rmtree(tmp_path / "hf")

@@ -6,6 +6,7 @@ import json
 import os
 import stat
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,20 +149,21 @@ class _Shown:
     """The progress of the download: a bar on a terminal, one line every 15 seconds anywhere else."""
 
     def __init__(self, name: str) -> None:
-        self._name, self._bar, self._task = name, None, None
-        self._last: float | None = None
+        self._name, self._last = name, float("-inf")
+        self._bar: Any = None
+        self._task: Any = None
 
     def __enter__(self) -> _Shown:
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn
 
-            bar: Any = Progress(
+            self._bar = Progress(
                 TextColumn(self._name, markup=False), BarColumn(), TextColumn("{task.fields[line]}", markup=False),
                 console=Console(stderr=True),
             )  # fmt: skip
-            self._bar, self._task = bar, bar.add_task("", total=1, line="")
-            bar.start()
+            self._task = self._bar.add_task("", total=1, line="")
+            self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -169,16 +171,11 @@ class _Shown:
             self._bar.stop()
 
     def update(self, meter: Meter) -> None:
-        """Show the state, when it is time."""
-        import time
-
+        """Show the state, when it is time; the command itself says how it ended."""
         from penstock.hub.download import progress_line
 
         if self._bar is not None:
             self._bar.update(self._task, total=meter.total or 1, completed=meter.done, line=progress_line(meter))
-            return
-        now = time.monotonic()
-        if self._last is None or now - self._last >= LINE_SECONDS or (meter.done >= meter.total and self._last >= 0):
-            if self._last is not None or meter.done < meter.total:
-                print(f"{self._name}: {progress_line(meter)}", file=sys.stderr, flush=True)
-            self._last = now if meter.done < meter.total else -1.0
+        elif meter.done < meter.total and time.monotonic() - self._last >= LINE_SECONDS:
+            self._last = time.monotonic()
+            print(f"{self._name}: {progress_line(meter)}", file=sys.stderr, flush=True)

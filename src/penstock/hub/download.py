@@ -96,7 +96,7 @@ def download_snapshot(
     except PenstockError:
         raise
     except Exception as error:
-        explain(name, revision, error)
+        explain(name, revision, error, given_token=token is not None)
     return Downloaded(path, commit, len(files), total, meter.fetched, time.monotonic() - since)
 
 
@@ -189,10 +189,11 @@ def progress_line(meter: Meter) -> str:
     """`45 %, 3.15 of 7.00 GB, 85 MB/s, 45 s left`."""
     share = meter.done / meter.total if meter.total else 1.0
     left = (meter.total - meter.done) / meter.rate if meter.rate > 0 else 0.0
-    text = f"{share:.0%}, {meter.done / 1e9:.2f} of {meter.total / 1e9:.2f} GB, {meter.rate / 1e6:.0f} MB/s"
+    unit, size = ("GB", 1e9) if meter.total >= 1e9 else ("MB", 1e6)
+    text = f"{share:.0%}, {meter.done / size:.1f} of {meter.total / size:.1f} {unit}, {meter.rate / 1e6:.0f} MB/s"
     if meter.waiting:
         return f"{text}, another process fetches {meter.waiting}"
-    return f"{text}, {left:.0f} s left" if left else text
+    return f"{text}, {left:.0f} s left" if left and meter.fetched else text
 
 
 def download_config(name: str, revision: str | None) -> Path:

@@ -9,12 +9,13 @@ from penstock.hub.cache import cache_folder, token_source
 from penstock.hub.folder import reason
 
 
-def explain(name: str, revision: str | None, error: Exception) -> NoReturn:
-    """Turn an exception of the hub's library into what a user can act on; raises always."""
+def explain(name: str, revision: str | None, error: Exception, given_token: bool = False) -> NoReturn:
+    """Turn an exception of the hub's library into what a user can act on; raises always. given_token: whether the token
+    was given for this download rather than stored."""
     from huggingface_hub import constants, errors
 
     page = f"{constants.ENDPOINT}/{name}"
-    token = token_source()
+    token = "--token-file" if given_token else token_source()
     if isinstance(error, errors.GatedRepoError):
         if token is None:
             raise ModelError(
