@@ -9,9 +9,12 @@ from dataclasses import replace
 from penstock.devices.memory import available_bytes
 from penstock.devices.probe import MachineLimits, measure
 from penstock.errors import UsageError
-from penstock.plan.hardware import CPU_RUNTIME, Device, gpu, known_gpus
+from penstock.plan.hardware import CPU_RUNTIME, CPU_TYPE_SHARE, Device, gpu, known_gpus
 
 PROBE_SECONDS = 0.4  # for each quantity
+# Fitted on this engine with 12 models of 4 to 1236 million parameters: docs/how-to/plan.md has the table.
+READ_SHARE, COMPUTE_SHARE, PROMPT_SHARE = 0.85, 0.4, 0.8
+LAYER_SECONDS, STEP_SECONDS = 55e-6, 80e-6
 
 
 def measured_processors() -> Device:
@@ -20,7 +23,8 @@ def measured_processors() -> Device:
 
 
 def processors(limits: MachineLimits) -> Device:
-    """The processors of this machine as measured. The constants were fitted on 12 models: docs/how-to/plan.md."""
+    """The processors of this machine as measured. flops are those of large square products, which a step's
+    few rows do not reach and a prompt's many nearly do."""
     return Device(
         name="here",
         title=f"this machine, {limits.threads} threads, {limits.read_bytes_per_second / 1e9:.0f} GB/s",
@@ -29,16 +33,13 @@ def processors(limits: MachineLimits) -> Device:
         flops=limits.flops,
         read_share=READ_SHARE,
         compute_share=COMPUTE_SHARE,
+        prompt_share=PROMPT_SHARE,
         layer_seconds=LAYER_SECONDS,
         step_seconds=STEP_SECONDS,
         runtime=CPU_RUNTIME,
         is_cpu=True,
+        type_share=CPU_TYPE_SHARE,
     )
-
-
-# Fitted: see docs/how-to/plan.md.
-READ_SHARE, COMPUTE_SHARE = 0.95, 0.8
-LAYER_SECONDS, STEP_SECONDS = 30e-6, 150e-6
 
 
 def cards() -> tuple[Device, int] | None:

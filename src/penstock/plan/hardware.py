@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -19,9 +20,10 @@ class Device:
     """One card, one slice of a card, or the processors of one node.
 
     memory: bytes that a process may use; bandwidth: bytes a second; flops: operations a second by data type; link:
-    bytes a second to the next card. read_share, compute_share: what of bandwidth and flops a step reaches;
-    layer_seconds, step_seconds: what a layer and a step take besides; exchange_seconds: one all-reduce of a sharded
-    model; runtime: bytes that the driver, the libraries and captured graphs keep.
+    bytes a second to the next card. read_share, compute_share: what of bandwidth and flops a decoding step reaches;
+    prompt_share: what of flops a long prompt reaches; type_share: what of read_share products of a type reach, where
+    it is less; layer_seconds, step_seconds: what a layer and a step take besides; exchange_seconds: one all-reduce of
+    a sharded model; runtime: bytes that the driver, the libraries and captured graphs keep.
     """
 
     name: str
@@ -32,11 +34,13 @@ class Device:
     link: float = 0.0
     read_share: float = 1.0
     compute_share: float = 1.0
+    prompt_share: float = 1.0
     layer_seconds: float = 0.0
     step_seconds: float = 0.0
     exchange_seconds: float = 0.0
     runtime: int = 0
     is_cpu: bool = False
+    type_share: Mapping[str, float] = field(default_factory=dict)
     slices: tuple[str, ...] = ()
 
     def runs(self, dtype: str) -> bool:
@@ -50,6 +54,7 @@ GPU_READ_SHARE, GPU_COMPUTE_SHARE = 0.85, 0.6
 GPU_LAYER_SECONDS, GPU_EXCHANGE_SECONDS = 50e-6, 25e-6
 GPU_RUNTIME = 3 * GIB // 2  # context 0.5 GiB, workspaces and captured graphs 1 GiB
 CPU_RUNTIME = GIB // 2  # Python with PyTorch, and the API process
+CPU_TYPE_SHARE = {"float32": 0.6}  # PyTorch's own product, on weights that are not packed
 
 
 class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -105,6 +110,7 @@ def gpu(name: str) -> Device:
         link=0.0 if colon else card.link * 1e9,
         read_share=GPU_READ_SHARE,
         compute_share=GPU_COMPUTE_SHARE,
+        prompt_share=GPU_COMPUTE_SHARE,
         layer_seconds=GPU_LAYER_SECONDS,
         exchange_seconds=GPU_EXCHANGE_SECONDS,
         runtime=GPU_RUNTIME,
@@ -125,8 +131,10 @@ def cpu_node(cores: int, memory: int, name: str = "cpu") -> Device:
         bandwidth=min(cores * CORE_BANDWIDTH, NODE_BANDWIDTH),
         flops={"float32": cores * CORE_FLOPS, "bfloat16": 2 * cores * CORE_FLOPS, "int8": 4 * cores * CORE_FLOPS},
         read_share=0.8,
-        compute_share=0.6,
+        compute_share=0.4,
+        prompt_share=0.7,
         layer_seconds=60e-6,
         runtime=CPU_RUNTIME,
         is_cpu=True,
+        type_share=CPU_TYPE_SHARE,
     )

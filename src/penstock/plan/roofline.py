@@ -16,8 +16,8 @@ def step_seconds(shape: Shape, form: str, device: Device, cards: int, batch: int
     moved = read_bytes(shape, form, batch) + batch * kv_bytes(shape, form, context)
     products = 2.0 * batch * (shape.active + shape.head)
     scores = 4.0 * batch * shape.heads * shape.head_dim * _seen(shape, context)
-    read = moved / (device.bandwidth * device.read_share)
-    computed = (products + scores) / _flops(device, form)
+    read = moved / _bandwidth(device, form)
+    computed = (products + scores) / (_flops(device, form) * device.compute_share)
     between = shape.layers * (device.layer_seconds + (2 * device.exchange_seconds if cards > 1 else 0.0))
     return max(read, computed) / cards + between + device.step_seconds
 
@@ -27,8 +27,8 @@ def prompt_seconds(shape: Shape, form: str, device: Device, cards: int, tokens: 
     everything = shape.matrices if shape.family == "t5" else shape.active
     products = 2.0 * tokens * everything + 2.0 * shape.head
     scores = 2.0 * tokens * shape.heads * shape.head_dim * _seen(shape, tokens)  # half of the square is masked
-    computed = (products + scores) / _flops(device, form)
-    read = read_bytes(shape, form, tokens) / (device.bandwidth * device.read_share)
+    computed = (products + scores) / (_flops(device, form) * device.prompt_share)
+    read = read_bytes(shape, form, tokens) / _bandwidth(device, form)
     return max(read, computed) / cards + shape.layers * device.layer_seconds + device.step_seconds
 
 
@@ -47,5 +47,10 @@ def _flops(device: Device, form: str) -> float:
     wanted = packing(form).multiplies
     for dtype in (wanted, "bfloat16", "float16", "float32"):
         if device.runs(dtype):
-            return device.flops[dtype] * device.compute_share
-    return max(device.flops.values()) * device.compute_share
+            return device.flops[dtype]
+    return max(device.flops.values())
+
+
+def _bandwidth(device: Device, form: str) -> float:
+    """Bytes a second of weights and cache that a step of this format reads."""
+    return device.bandwidth * device.read_share * device.type_share.get(packing(form).multiplies, 1.0)
