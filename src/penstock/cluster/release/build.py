@@ -8,12 +8,14 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from penstock import __version__
 from penstock.cluster.release.check import Finding, check_wheels
@@ -123,12 +125,21 @@ def _download(
     command += ["--implementation=cp", *(f"--abi={abi}" for abi in target.abis)]
     command += [f"--platform={platform}" for platform in target.platforms]
     command += [f"--constraint={constraints}"] if constraints else []
-    command += [f"--extra-index-url={index}" for index in (*indexes, torch)]
+    command += [f"--extra-index-url={index}" for index in ([*indexes, torch] if _reachable(torch) else indexes)]
     _pip(
         [*command, str(own), "pip", *extras],
         f"pip finds no wheels for {target}",
         "Name an index that has them (--index URL), or another target.",
     )
+
+
+def _reachable(url: str) -> bool:
+    """Whether a package index answers at all; pip would try for minutes, and the wheels may be at hand elsewhere."""
+    try:
+        with socket.create_connection((urlsplit(url).hostname or "", 443), timeout=5):
+            return True
+    except OSError:
+        return False
 
 
 def _pip(arguments: list[str], what: str, hint: str = "") -> None:
