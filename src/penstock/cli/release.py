@@ -40,6 +40,7 @@ def target(as_json: bool) -> None:
 @click.option("--source", metavar="DIR|WHEEL", help="Penstock's source tree or wheel.  [default: what runs now]")
 @click.option("--index", "indexes", multiple=True, metavar="URL", help="A further package index; may be repeated.")
 @click.option("--with", "extras", multiple=True, metavar="PACKAGE", help="A further package, as pip names it.")
+@click.option("--constraint", metavar="FILE", help="Versions, as pip has them.  [default: the source tree's]")
 @click.option("--tar", is_flag=True, help="Also as one tar file.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def build(
@@ -48,6 +49,7 @@ def build(
     source: str | None,
     indexes: tuple[str, ...],
     extras: tuple[str, ...],
+    constraint: str | None,
     tar: bool,
     as_json: bool,
 ) -> None:
@@ -59,9 +61,11 @@ def build(
     given = Path(source).expanduser() if source else None
     if given is not None and not given.exists():
         raise UsageError(f"{given} does not exist.", "", "--source takes Penstock's source tree, or a wheel of it.")
-    made = build_release(
-        chosen, Path(output).expanduser(), given, indexes, extras, lambda line: click.echo(line, err=True)
-    )
+    versions = Path(constraint).expanduser() if constraint else None
+    if versions is not None and not versions.is_file():
+        raise UsageError(f"{versions} does not exist.", "", "--constraint takes a file with lines like numpy==2.4.6.")
+    folder = Path(output).expanduser()
+    made = build_release(chosen, folder, given, indexes, extras, versions, lambda line: click.echo(line, err=True))
     packed = pack(made) if tar else None
     if as_json:
         facts = json.loads((made / "release.json").read_text())

@@ -36,12 +36,14 @@ def build_release(
     source: Path | None,
     indexes: tuple[str, ...],
     extras: tuple[str, ...],
+    constraints: Path | None,
     say: Callable[[str], None],
 ) -> Path:
     """Make `folder`/penstock-VERSION-TARGET and return it.
 
     source: the source tree or a wheel of Penstock (None: the tree that this Penstock runs from); indexes: further
-    package indexes; extras: further requirements, as pip has them. Raises EnvironmentFault when pip cannot find a
+    package indexes; extras: further requirements; constraints: a file of versions, all as pip has them (None: the source
+    tree's). Raises EnvironmentFault when pip cannot find a
     wheel for the target, or when one that it found does not run there.
     """
     release = folder / f"penstock-{__version__}-{target}"
@@ -54,7 +56,7 @@ def build_release(
     tree = source or source_tree()
     own = _own_wheel(tree, wheels, target, say)
     say(f"fetching the wheels that {own.name} needs on {target}")
-    _download(own.path, wheels, target, _constraints(tree), indexes, extras)
+    _download(own.path, wheels, target, constraints or _constraints(tree), indexes, extras)
     found = [read_wheel(path) for path in sorted(wheels.iterdir())]
     bad = check_wheels([wheel.path for wheel in found], target)
     if bad:
@@ -82,7 +84,7 @@ def refusal(findings: list[Finding], target: Target) -> EnvironmentFault:
     return EnvironmentFault(
         f"{len(lines)} wheels do not run on {target}.",
         "\n".join(lines[:3]) + more,
-        "Build for that target with older versions: --constraint-file, --index; or take another target.",
+        "Build for that target with other versions (--constraint FILE) or from another index (--index URL).",
     )
 
 
@@ -129,7 +131,7 @@ def _download(
     _pip(
         [*command, str(own), "pip", *extras],
         f"pip finds no wheels for {target}",
-        "Name an index that has them (--index URL), or another target.",
+        "Name an index that has them (--index URL), or other versions (--constraint FILE).",
     )
 
 

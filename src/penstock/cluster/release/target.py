@@ -14,7 +14,7 @@ from penstock.errors import UsageError
 _FORM = re.compile(
     r"py3\.(?P<python>\d{1,2})-glibc2\.(?P<glibc>\d{1,3})-(?P<arch>x86_64|aarch64)-(?P<device>cpu|driver(?P<driver>\d[\d.]*))"
 )
-EXAMPLE = "py3.11-glibc2.28-x86_64-cpu"
+EXAMPLE = "py3.11-glibc2.34-x86_64-cpu"
 _LEGACY = ((17, "manylinux2014"), (12, "manylinux2010"), (5, "manylinux1"))
 # The least driver on which programs made for a CUDA of this series run (NVIDIA, CUDA compatibility, minor versions).
 CUDA_DRIVERS = {11: (450, 80), 12: (525, 60), 13: (580, 65)}
@@ -56,7 +56,7 @@ class Target:
 
 
 def parse_target(text: str) -> Target:
-    """`py3.11-glibc2.28-x86_64-cpu`, or `...-driver550.54` for a machine with NVIDIA cards. Raises UsageError."""
+    """`py3.11-glibc2.34-x86_64-cpu`, or `...-driver550.54` for a machine with NVIDIA cards. Raises UsageError."""
     match = _FORM.fullmatch(text)
     if match is None:
         raise UsageError(
