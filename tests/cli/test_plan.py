@@ -52,7 +52,7 @@ def test_a_folder_with_config_alone(tmp_path: Path) -> None:
         report = plan(tmp_path, tmp_path / name, "--cpu", "--cores", "16", "--memory", "64")
         assert report["weight_bytes"] == pytest.approx(494e6 * 2, rel=1e-3)
         assert report["gpus"] == 0
-        assert "--cpus-per-task=16" in report["sbatch"] or "--cpus-per-task=8" in report["sbatch"]
+        assert "--cpus-per-task=16" in report["sbatch"]
 
 
 def test_a_gguf_file_and_its_real_size(tmp_path: Path, tiny_llama: Path) -> None:

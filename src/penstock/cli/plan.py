@@ -104,7 +104,8 @@ def _hardware(
     """What to plan for, in the order of preference: devices with the most cards of each, and the site's nodes."""
     from penstock.plan.hardware import GIB, cpu_node
     from penstock.plan.hardware import gpu as card
-    from penstock.plan.sbatch import places
+    from penstock.plan.sbatch import Place, places
+    from penstock.plan.site import NodeKind, Partition
 
     if site is not None and site.partitions:
         wanted = card(gpu).name if gpu else None
@@ -125,11 +126,17 @@ def _hardware(
     if gpu:
         return [(card(gpu), None)], [None]
     if cpu and (cores or memory):
-        return [(cpu_node(cores or 64, int((memory or 256) * GIB)), 1)], [None]
+        kind = NodeKind(cpus=cores or 64, memory_gib=memory or 256)
+        node = cpu_node(kind.cpus, int(kind.memory_gib * GIB))
+        return [(node, 1)], [Place(Partition(), kind, node, 1)]
     from penstock.cli.plan_here import cards, measured_processors
+    from penstock.devices.threads import usable_cores
 
     here = None if cpu else cards()
-    return [here or (measured_processors(), 1)], [None]
+    if here:
+        return [here], [None]
+    processors = measured_processors()
+    return [(processors, 1)], [Place(Partition(), NodeKind(cpus=usable_cores()), processors, 1)]
 
 
 def _choose(

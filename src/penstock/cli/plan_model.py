@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from penstock.plan.shape import Shape
 from penstock.plan.shapes import shape_of
@@ -13,24 +12,19 @@ from penstock.plan.weights import PACKINGS, stored_format, weight_bytes
 
 @dataclass(frozen=True)
 class Described:
-    """A model by its config.json. known: its short name in the data files, ""; stored: the checkpoint's format;
-    disk_bytes: what its weights take on this machine's disk, None when they are not here; folder: where, or None."""
+    """A model by its config.json. known: its short name in the data files, or ""; stored: the checkpoint's format;
+    disk_bytes: what its weights take on this machine's disk, None when they are not here; origin: where it is from."""
 
     name: str
     known: str
     shape: Shape
     stored: str
     disk_bytes: int | None
-    folder: Path | None
     origin: str
 
     def stored_bytes(self) -> int:
         """Bytes of the checkpoint: counted from the config, whatever lies on the disk."""
         return weight_bytes(self.shape, self.stored)
-
-    def count_error(self) -> float | None:
-        """By how much the counted bytes are off those on the disk, as a share; None without weights here."""
-        return self.stored_bytes() / self.disk_bytes - 1 if self.disk_bytes else None
 
 
 def describe_model(name: str, revision: str | None, offline: bool) -> Described:
@@ -63,7 +57,8 @@ def describe_model(name: str, revision: str | None, offline: bool) -> Described:
         return _of_folder(hub_name, cached.path)
     known = find_known(hub_name)
     if known is not None:
-        return _of_config(known[1].hub, known[1].config, known[0], None, None, "shipped numbers")
+        config = known[1].config
+        return Described(known[1].hub, known[0], shape_of(config), stored_format(config), None, "shipped numbers")
     from penstock.hub.snapshot import fetch_config
 
     return _of_folder(hub_name, fetch_config(listed.model if listed else name, revision, offline=offline or None))
@@ -74,10 +69,12 @@ def _of_folder(name: str, folder: Path) -> Described:
     from penstock.plan.known import find_known
 
     known = find_known(name)
+    config = read_config(folder)
+    shape, stored = shape_of(config), stored_format(config)
     disk = sum(file.stat().st_size for file in folder.glob("*.safetensors")) or None
-    return _of_config(
-        name, read_config(folder), known[0] if known else "", disk, folder if disk else None, "config.json"
-    )
+    if disk and not any(config.get(key) for key in ("dtype", "torch_dtype", "quantization_config", "text_config")):
+        stored = _nearest(shape, ("bfloat16", "float32"), disk)  # a config that does not say it: the files do
+    return Described(name, known[0] if known else "", shape, stored, disk, "config.json")
 
 
 def _of_gguf(name: str, file: Path) -> Described:
@@ -88,12 +85,10 @@ def _of_gguf(name: str, file: Path) -> Described:
     model = read_gguf(file)
     shape = shape_of(config_of(model))
     disk = sum(tensor.end - tensor.start for tensor in model.tensors.values())
-    forms = [form for form in PACKINGS if form.startswith("q") or form in ("float16", "bfloat16", "float32")]
-    stored = min(forms, key=lambda form: abs(weight_bytes(shape, form) - disk))
-    return Described(name, "", shape, stored, disk, file.parent, "GGUF header")
+    forms = tuple(form for form in PACKINGS if form.startswith("q") or form in ("float16", "bfloat16", "float32"))
+    return Described(name, "", shape, _nearest(shape, forms, disk), disk, "GGUF header")
 
 
-def _of_config(
-    name: str, config: dict[str, Any], known: str, disk: int | None, folder: Path | None, origin: str
-) -> Described:
-    return Described(name, known, shape_of(config), stored_format(config), disk, folder, origin)
+def _nearest(shape: Shape, forms: tuple[str, ...], disk: int) -> str:
+    """The format in which this model would take about so many bytes."""
+    return min(forms, key=lambda form: abs(weight_bytes(shape, form) - disk))

@@ -42,9 +42,9 @@ def build_release(
     """Make `folder`/penstock-VERSION-TARGET and return it.
 
     source: the source tree or a wheel of Penstock (None: the tree that this Penstock runs from); indexes: further
-    package indexes; extras: further requirements; constraints: a file of versions, all as pip has them (None: the source
-    tree's). Raises EnvironmentFault when pip cannot find a
-    wheel for the target, or when one that it found does not run there.
+    package indexes; extras: further requirements; constraints: a file of versions, all as pip has them (None: the
+    source tree's). Raises EnvironmentFault when pip cannot find a wheel for the target, or when one that it found does
+    not run there.
     """
     release = folder / f"penstock-{__version__}-{target}"
     if release.exists():
