@@ -13,8 +13,8 @@ from penstock.plan.hardware import CPU_RUNTIME, CPU_TYPE_SHARE, Device, gpu, kno
 
 PROBE_SECONDS = 0.4  # for each quantity
 # Fitted on this engine with 12 models of 4 to 1236 million parameters: docs/how-to/plan.md has the table.
-READ_SHARE, COMPUTE_SHARE, PROMPT_SHARE = 0.85, 0.4, 0.8
-LAYER_SECONDS, STEP_SECONDS = 55e-6, 80e-6
+READ_SHARE, COMPUTE_SHARE, PROMPT_SHARE = 0.9, 0.6, 0.8
+LAYER_SECONDS, STEP_SECONDS = 30e-6, 50e-6
 
 
 def measured_processors() -> Device:
