@@ -51,7 +51,11 @@ def load(folder: Path, quantize: str, pack: bool) -> dict[str, float]:
 
     form = FORMATS[quantize]
     if not pack:
-        form = Format(Plain, lambda g, u, a, gb=None, ub=None: GatedPair(Plain(g, gb), Plain(u, ub), a), None)
+        form = Format(
+            lambda weight, bias=None: Plain(weight, bias),
+            lambda gate, up, name, b=None, c=None: GatedPair(Plain(gate, b), Plain(up, c), name),
+            None,
+        )
     keep_freed_memory()
     torch.ones(64, 64) @ torch.ones(64, 64)  # the thread pool
     before = memory("VmRSS")

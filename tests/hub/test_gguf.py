@@ -194,7 +194,7 @@ def test_the_folder_is_made_once_and_again_when_the_file_changes(file: Path, cac
     assert (first / "tokenizer.json").stat().st_mtime_ns == made
     assert first.stat().st_mode & 0o077 == 0
     data = bytearray(file.read_bytes())
-    data[-5000] ^= 64  # a weight
+    data[-500] ^= 64  # a weight
     file.write_bytes(data)
     second = resolve(str(file)).path
     assert second != first
@@ -296,7 +296,7 @@ def test_sentencepiece_tokens_are_the_originals(tiny_llama: Path, tmp_path: Path
     sentencepiece.SentencePieceTrainer.train(
         input=str(corpus), model_prefix=str(tmp_path / "sp"), model_type="bpe", vocab_size=500, byte_fallback=True,
         normalization_rule_name="identity", remove_extra_whitespaces=False, add_dummy_prefix=space_prefix,
-        user_defined_symbols=["<tool>"], minloglevel=2, hard_vocab_limit=False, character_coverage=0.9,
+        user_defined_symbols=["<tool>"], minloglevel=2, hard_vocab_limit=False, character_coverage=0.98,
     )  # fmt: skip
     truth = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "sp.model"))
     kinds = []

@@ -196,21 +196,22 @@ def _with_matches(error: Unreachable, name: str) -> Unreachable:
 
 
 def close_matches(name: str) -> list[str]:
-    """Up to three names like `name`: the demo, models of the hub cache, model folders beside the path typed."""
+    """Up to three names like `name`: the demo, models of the hub cache, model folders beside the path typed, names
+    of the catalogue."""
     typed = _as_path(name)
     try:
         beside = [p for p in typed.parent.iterdir() if (p / CONFIG).is_file()]
     except (OSError, ValueError):  # ValueError: a NUL byte in the name
         beside = []
-    listed = {entry.name: entry.name for entry in catalogue.entries()}
     folders = {p.name: str(p) if "/" in name else f"./{p.name}" for p in beside}
     cached = {n.lower(): n for n in cache.names()}
     short = {n.rpartition("/")[2]: n for n in cached}
-    known = {DEMO: DEMO, **listed, **{k.lower(): v for k, v in folders.items()}, **cached}
+    known = {DEMO: DEMO, **{k.lower(): v for k, v in folders.items()}, **cached}
     found = [known[k] for k in difflib.get_close_matches(name.lower(), known, 3, 0.6)]
     found += [known[k] for k in difflib.get_close_matches(typed.name.lower(), [*folders, DEMO], 2, 0.6) if k in known]
     tail = name.lower().rpartition("/")[2]
     found += [cached[short[k]] for k in difflib.get_close_matches(tail, short, 2, 0.75)]
+    found += difflib.get_close_matches(name.lower(), [entry.name for entry in catalogue.entries()], 2, 0.75)
     return list(dict.fromkeys(found))[:3]
 
 
