@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.hub.fakehub import FakeHub
 from tests.hub.gguf_files import write_gguf
 from tests.process import check_error, penstock
 
@@ -53,6 +54,28 @@ def test_a_folder_with_config_alone(tmp_path: Path) -> None:
         assert report["weight_bytes"] == pytest.approx(494e6 * 2, rel=1e-3)
         assert report["gpus"] == 0
         assert "--cpus-per-task=16" in report["sbatch"]
+
+
+def test_a_hub_name_fetches_its_config_alone(tmp_path: Path) -> None:
+    config = {
+        "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "intermediate_size": 128, "vocab_size": 512, "torch_dtype": "float32",
+    }  # fmt: skip
+    hub = FakeHub()
+    hub.repos = {
+        "org/small": {"config.json": json.dumps(config).encode(), "model.safetensors": b"x" * 1000},
+        "org/gguf": {"model.gguf": b"GGUF"},
+    }
+    refused = {"org/gone": "There is no model 'org/gone'", "org/gguf": "penstock download org/gguf --file"}
+    with hub.running():
+        for name in ("org/small", *refused):
+            done = penstock("plan", name, "--gpu", "l4", "--json", home=tmp_path, HF_ENDPOINT=hub.url)
+            if name in refused:
+                check_error(done, 4, refused[name])
+            else:
+                weights = 2 * (512 * 64) + 2 * (4 * 64**2 + 3 * 64 * 128) + 5 * 64
+                assert json.loads(done.stdout)["weight_bytes"] == 4 * weights
+    assert not [request for request in hub.requests if "safetensors" in request]
 
 
 def test_a_gguf_file_and_its_real_size(tmp_path: Path, tiny_llama: Path) -> None:

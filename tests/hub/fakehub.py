@@ -90,6 +90,9 @@ class _Handler(BaseHTTPRequestHandler):
         return self._send(200, {"id": name, "sha": COMMIT, "siblings": siblings, "tags": [], "private": False})
 
     def _file(self, name: str, file: str, body: bool) -> None:
+        if file not in self.house.repos.get(name, {}):
+            code = "EntryNotFound" if name in self.house.repos else "RepoNotFound"
+            return self._send(404, {"error": "not found"}, {"X-Error-Code": code})
         known = self.house.token and self.headers.get("Authorization") == f"Bearer {self.house.token}"
         if name in self.house.gated and not known:
             return self._send(403, {"error": "gated"}, {"X-Error-Code": "GatedRepo"})

@@ -36,6 +36,12 @@ def explain(name: str, revision: str | None, error: Exception, given_token: bool
         ) from error
     if isinstance(error, errors.RepositoryNotFoundError):
         raise UnknownModel(name, with_token=token is not None) from error
+    if isinstance(error, errors.EntryNotFoundError):
+        raise ModelError(
+            f"{name} lacks a file that a model must have, config.json most likely.",
+            "It may hold GGUF files, an adapter, or no language model.",
+            f"Of GGUF files fetch one: penstock download {name} --file NAME.gguf --to .",
+        ) from error
     if isinstance(error, errors.HfHubHTTPError):
         status = error.response.status_code if error.response is not None else 0
         if status in (401, 403):
