@@ -85,7 +85,7 @@ def test_an_interrupted_download_is_completed(hub: FakeHub, tmp_path: Path) -> N
         ("org/gone", 4, ["There is no model 'org/gone'", "private", "without a token"]),
         ("org/gated", 4, ["is gated", "no hub token", "hf auth login"]),
         ("org/pickled", 4, [".bin", "pickles", "penstock convert org/pickled"]),
-        ("org/gguf", 4, ["GGUF", "hf download org/gguf model.gguf"]),
+        ("org/gguf", 4, ["GGUF", "penstock download org/gguf --file model.gguf"]),
         ("org/adapter", 4, ["LoRA", "base model"]),
         ("org/good@v9", 4, ["no revision 'v9'"]),
     ],
@@ -116,7 +116,7 @@ def test_a_broken_hub(hub: FakeHub, tmp_path: Path) -> None:
 def test_no_network_fails_fast_and_says_what_to_do(tmp_path: Path) -> None:
     since = time.monotonic()
     done = resolve("org/good", home=tmp_path, endpoint="http://127.0.0.1:9")
-    check_error(done, 3, "org/good is not on this machine", "hf download org/good")
+    check_error(done, 3, "org/good is not on this machine", "penstock download org/good")
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts and never answers, like a swallowed packet
         done = resolve("org/good", home=tmp_path, endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}")
     check_error(done, 3, "org/good is not on this machine")
@@ -135,7 +135,7 @@ def test_offline_makes_no_connection_at_all(tmp_path: Path) -> None:
         )
         codes.append(done.returncode)
         if offline == "1":
-            check_error(done, 3, "HF_HUB_OFFLINE or --offline", "hf download org/good")
+            check_error(done, 3, "HF_HUB_OFFLINE or --offline", "penstock download org/good")
     assert codes == [3, 99]  # the second shows that the hook sees what it should
     done = penstock("generate", "org/good", "-i", "x", "-o", "y", "--offline", home=tmp_path)
     check_error(done, 3, "--offline")

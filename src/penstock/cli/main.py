@@ -29,6 +29,10 @@ COMMANDS = {
     "embed": ("penstock.cli.embed", "Hidden states for a file of texts; a rerun resumes."),
     "models": ("penstock.cli.models", "List the catalogue of models by their short names."),
     "convert": ("penstock.cli.convert", "Make safetensors of a model that has only .bin files."),
+    "plan": ("penstock.cli.plan", "What a model needs, whether it fits, how fast it will be; sbatch options."),
+    "download": ("penstock.cli.download", "Fetch a model where there is internet, verified, for use without."),
+    "site": ("penstock.cli.site", "Show the profile of this cluster, or write one from what Slurm says."),
+    "release": ("penstock.cli.release", "Build, check and install a release for machines without internet."),
     "doctor": ("penstock.cli.doctor", "Check this machine: what works, what does not, and the cure."),
 }
 INTERRUPTED = 130

@@ -1,27 +1,51 @@
-"""Fetching one snapshot of a hub model into the cache, with a plain message for each way that can fail.
+"""Fetching one snapshot of a hub model, into the cache or a folder: resumable, verified, by several processes at once.
 
 Only data is fetched: configuration, tokenizer, templates and safetensors; never Python files, and pickles (.bin) only
-for their conversion.
+for their conversion. The hub's library says what a commit holds and who may have it; the bytes are moved here, because
+the library forgets what an interrupted transfer had.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fnmatch
+import re
 import shutil
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from penstock.errors import EnvironmentFault, ModelError, PenstockError, ResourceError
-from penstock.hub.cache import cache_folder, token_source
-from penstock.hub.folder import reason
+from penstock.errors import ModelError, PenstockError, ResourceError
+from penstock.hub.cache import cache_folder
+from penstock.hub.refusals import explain
+from penstock.hub.store import COMMIT, CacheStore, FolderStore
+from penstock.hub.transfer import Meter, RemoteFile, fetch, verify
 
 ALLOW = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 PICKLES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 IGNORE = ["*/*", "adapter_*", "*.bin.index.json"]  # fnmatch: `*/*` is everything in subfolders
 CONNECT_SECONDS = 6.0  # one connection attempt
 ANSWER_SECONDS = 15.0  # everything until the hub has described the model, name lookup included
+LINE_SECONDS = 15.0  # between lines of progress
+THREADS = 4
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Downloaded:
+    """A snapshot on disk. size: bytes of its files; fetched: what came over the network just now."""
+
+    path: Path
+    commit: str
+    files: int
+    size: int
+    fetched: int
+    seconds: float
 
 
 def download(name: str, revision: str | None, *, pickles: bool = False) -> Path:
@@ -31,108 +55,165 @@ def download(name: str, revision: str | None, *, pickles: bool = False) -> Path:
     again. Raises ModelError (unknown, gated, nothing usable in it), EnvironmentFault (no network), ResourceError (disk
     full).
     """
-    from huggingface_hub import HfApi, snapshot_download  # 150 ms: only when the network is really needed
-    from huggingface_hub.utils import disable_progress_bars
+    return download_snapshot(name, revision, pickles=pickles).path
 
-    if not sys.stderr.isatty():
-        disable_progress_bars()
 
-    def describe() -> Any:
-        return HfApi().model_info(name, revision=revision, timeout=CONNECT_SECONDS, files_metadata=True)
+def download_snapshot(
+    name: str,
+    revision: str | None,
+    *,
+    to: Path | None = None,
+    token: str | None = None,
+    pickles: bool = False,
+    only: str | None = None,
+    show: Callable[[Meter], None] | None = None,
+) -> Downloaded:
+    """As `download`, with the sums. to: a folder for plain files instead of the cache; token: instead of the stored
+    one; only: one file of the repository (a GGUF); show: called a few times a second with the state."""
+    from huggingface_hub import HfApi, hf_hub_url  # 150 ms: only when the network is really needed
+    from huggingface_hub.utils import build_hf_headers, get_session
 
+    api = HfApi(token=token)
+    since = time.monotonic()
     try:
-        info = _within(ANSWER_SECONDS, describe)
-        files = {s.rfilename: s.size or 0 for s in info.siblings or []}
-        allow = [*ALLOW[:1], *ALLOW[2:], *PICKLES] if pickles else ALLOW
-        ignore = ["*/*"] if pickles else _check_usable(name, files)
-        weights = (".bin", ".json") if pickles else (".safetensors", ".json")
-        total = sum(size for file, size in files.items() if file.endswith(weights) and "/" not in file)
-        _check_space(name, total)
-        print(f"downloading {name} ({total / 1e9:.2f} GB) to {cache_folder()}", file=sys.stderr, flush=True)
-        return Path(
-            snapshot_download(
-                name,
-                revision=revision,
-                cache_dir=cache_folder(),
-                allow_patterns=allow,
-                ignore_patterns=ignore,
-                max_workers=4,
+        commit, listed = _within(ANSWER_SECONDS, lambda: _list(api, name, revision))
+        files = [listed[file] for file in _needed(name, {n: f.size for n, f in listed.items()}, pickles, only)]
+        total = sum(file.size for file in files)
+        store = FolderStore(to) if to is not None else CacheStore(name)
+        store.check()
+        missing = [file for file in files if not store.file(file).exists()]
+        _check_space(name, sum(file.size for file in missing) - store.partial_bytes(missing), store.root)
+        meter = Meter(total)
+        headers = build_hf_headers(token=token)
+        client = get_session()
+        with _shown(name, meter, show if missing else lambda _: None, total, store.root):
+            _all(
+                lambda file: _bring(client, hf_hub_url(name, file.name, revision=commit), headers, file, store, meter),
+                files,
+                meter,
             )
-        )
+        path = store.finish(commit, revision, files)
     except PenstockError:
         raise
     except Exception as error:
+        explain(name, revision, error, given_token=token is not None)
+    return Downloaded(path, commit, len(files), total, meter.fetched, time.monotonic() - since)
+
+
+def _list(api: Any, name: str, revision: str | None) -> tuple[str, dict[str, RemoteFile]]:
+    """The commit that `revision` is now, and every file of it: whatever moves later, this download is of one commit."""
+    commit = str(api.model_info(name, revision=revision, timeout=CONNECT_SECONDS).sha)
+    files = {}
+    for entry in api.list_repo_tree(name, revision=commit, recursive=True):
+        if hasattr(entry, "blob_id"):
+            sha256 = entry.lfs.sha256 if entry.lfs else None
+            files[entry.path] = RemoteFile(entry.path, entry.size, sha256, entry.blob_id)
+    for file in files.values():
+        if not (COMMIT.fullmatch(file.oid) and (file.sha256 is None or _SHA256.fullmatch(file.sha256))):
+            raise ModelError(f"The hub's list of files of {name} is not one: {file.name[:80]!r} has no hash.")
+    return commit, files
+
+
+def _needed(name: str, sizes: dict[str, int], pickles: bool, only: str | None) -> list[str]:
+    """The files that Penstock reads. Raises ModelError when there is nothing to load."""
+    if only is not None:
+        if only not in sizes or "/" in only or only.startswith("."):
+            near = [file for file in sizes if file.endswith(".gguf")][:4]
+            raise ModelError(f"{name} has no file {only[:80]!r}.", f"It has {', '.join(near)}." if near else "")
+        return [only]
+    allow = [*ALLOW[:1], *ALLOW[2:], *PICKLES] if pickles else ALLOW
+    ignore = ["*/*"] if pickles else _check_usable(name, sizes)
+    return [
+        file
+        for file in sizes
+        if any(fnmatch.fnmatchcase(file, p) for p in allow)
+        and not any(fnmatch.fnmatchcase(file, p) for p in ignore)
+        and not file.startswith(".")
+    ]
+
+
+def _bring(
+    client: Any, url: str, headers: dict[str, str], file: RemoteFile, store: CacheStore | FolderStore, meter: Meter
+) -> None:
+    """One file, fetched if it is missing, verified once if somebody else has put it there."""
+    target = store.file(file)
+    if target.exists():
+        if store.verified(file) or verify(target, file, lambda _: meter.add(0)):
+            store.record(file)
+            meter.add(file.size, network=False)
+            return
+        target.unlink()
+    fetch(client, url, headers, file, target, meter)
+    store.record(file)
+
+
+def _all(work: Callable[[RemoteFile], None], files: list[RemoteFile], meter: Meter) -> None:
+    """Every file, some at a time; the first failure stops the others."""
+    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="download")
+    try:
+        for done in [pool.submit(work, file) for file in sorted(files, key=lambda f: -f.size)]:
+            done.result()
+    except BaseException:  # Ctrl-C too
+        meter.stop = True
+        raise
+    finally:
+        pool.shutdown(wait=not meter.stop, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _shown(name: str, meter: Meter, show: Callable[[Meter], None] | None, total: int, where: Path) -> Iterator[None]:
+    """Tell how far it is while the body runs: `show`, or lines on stderr."""
+    if show is None:
+        print(f"downloading {name} ({total / 1e9:.2f} GB) to {where}", file=sys.stderr, flush=True)
+    over = threading.Event()
+
+    def tell() -> None:
+        while not over.wait(0.2 if show else LINE_SECONDS):
+            if show:
+                show(meter)
+            else:
+                print(f"downloading {name}: {progress_line(meter)}", file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        if show:
+            show(meter)
+
+
+def progress_line(meter: Meter) -> str:
+    """`45 %, 3.15 of 7.00 GB, 85 MB/s, 45 s left`."""
+    share = meter.done / meter.total if meter.total else 1.0
+    left = (meter.total - meter.done) / meter.rate if meter.rate > 0 else 0.0
+    unit, size = ("GB", 1e9) if meter.total >= 1e9 else ("MB", 1e6)
+    text = f"{share:.0%}, {meter.done / size:.1f} of {meter.total / size:.1f} {unit}, {meter.rate / 1e6:.0f} MB/s"
+    if meter.waiting:
+        return f"{text}, another process fetches {meter.waiting}"
+    return f"{text}, {left:.0f} s left" if left and meter.fetched else text
+
+
+def download_config(name: str, revision: str | None) -> Path:
+    """Fetch config.json alone into the cache and return its folder. Raises as `download` does."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils import disable_progress_bars
+
+    disable_progress_bars()
+
+    def fetch_it() -> str:
+        return str(
+            hf_hub_download(
+                name, "config.json", revision=revision, cache_dir=cache_folder(), etag_timeout=CONNECT_SECONDS
+            )
+        )
+
+    try:
+        return Path(_within(ANSWER_SECONDS, fetch_it)).parent
+    except Exception as error:
         explain(name, revision, error)
-
-
-def explain(name: str, revision: str | None, error: Exception) -> NoReturn:
-    """Turn an exception of the hub's library into what a user can act on; raises always."""
-    from huggingface_hub import constants, errors
-
-    page = f"{constants.ENDPOINT}/{name}"
-    token = token_source()
-    if isinstance(error, errors.GatedRepoError):
-        if token is None:
-            raise ModelError(
-                f"{name} is gated: its publisher wants to know who downloads it, and no hub token is set.",
-                f"Accept its terms at {page}",
-                "then make a token at that site and store it with: hf auth login",
-            ) from error
-        raise ModelError(
-            f"{name} is gated, and your account has no access yet.",
-            f"The token from {token} was refused. Accept the terms at {page}",
-            "(some publishers answer after a day); `hf auth whoami` tells whose token it is.",
-        ) from error
-    if isinstance(error, errors.RevisionNotFoundError):
-        raise ModelError(
-            f"{name} has no revision {revision!r}.",
-            f"Its revisions are listed at {page}/tree/main",
-            "Leave it out for main.",
-        ) from error
-    if isinstance(error, errors.RepositoryNotFoundError):
-        raise UnknownModel(name, with_token=token is not None) from error
-    if isinstance(error, errors.HfHubHTTPError):
-        status = error.response.status_code if error.response is not None else 0
-        if status in (401, 403):
-            raise ModelError(
-                f"The hub refuses access to {name} (status {status}).",
-                f"Token: {token or 'none set'}.",
-                "Check the token with `hf auth whoami`, or store a new one with `hf auth login`.",
-            ) from error
-        raise EnvironmentFault(
-            f"The hub answered status {status} for {name}.",
-            "It is overloaded or out of order." if status >= 429 else "",
-            "Try again in a few minutes; what is downloaded already stays.",
-        ) from error
-    if isinstance(error, OSError) and error.errno in (28, 122, 30, 13):  # ENOSPC, EDQUOT, EROFS, EACCES
-        raise EnvironmentFault(
-            f"The hub cache {cache_folder()} cannot be written: {reason(error)}.",
-            "",
-            "Free some space, or set HF_HOME to a folder with space and write access.",
-        ) from error
-    raise Unreachable(name, _words(error)) from error
-
-
-class UnknownModel(ModelError):
-    """The hub knows no such name (or hides it: private models look the same). The caller adds close matches."""
-
-    def __init__(self, name: str, with_token: bool) -> None:
-        seen = "and your token" if with_token else "without a token"
-        super().__init__(
-            f"The hub knows no model {name!r}.", f"It does not exist, or is private {seen} does not open it."
-        )
-
-
-class Unreachable(EnvironmentFault):
-    """The model is not here, and the hub cannot be asked."""
-
-    def __init__(self, name: str, why: str) -> None:
-        super().__init__(
-            f"{name} is not on this machine, and the hub cannot be reached.",
-            why,
-            f"Where there is internet (often the login node), run: hf download {name}\n"
-            "then set HF_HOME to the same folder here; or give the path of a model folder.",
-        )
 
 
 def _within(seconds: float, call: Callable[[], Any]) -> Any:
@@ -168,7 +249,7 @@ def _check_usable(name: str, files: dict[str, int]) -> list[str]:
     if any(file.endswith(".gguf") for file in files):
         file = next(file for file in files if file.endswith(".gguf"))
         why = "It holds GGUF files; one of them is enough."
-        hint = f"Fetch one, for example with `hf download {name} {file} --local-dir .`, and give the file."
+        hint = f"Fetch one, for example with `penstock download {name} --file {file} --to .`, and give the file."
     elif "adapter_config.json" in top:
         why = "It is a LoRA adapter; give its base model."
     elif any(file.endswith((".bin", ".pt", ".pth")) for file in files):
@@ -180,22 +261,14 @@ def _check_usable(name: str, files: dict[str, int]) -> list[str]:
     raise ModelError(what, why, hint)
 
 
-def _check_space(name: str, need: int) -> None:
-    folder = cache_folder()
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
+def _check_space(name: str, need: int, folder: Path) -> None:
+    there = folder
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    free = shutil.disk_usage(there).free
     if need > free:
         raise ResourceError(
-            f"Too little disk for {name}: it needs {need / 1e9:.1f} GB, {cache_folder()} has {free / 1e9:.1f} GB.",
+            f"Too little disk for {name}: it needs {need / 1e9:.1f} GB, {folder} has {free / 1e9:.1f} GB.",
             "",
-            "Free some space, or set HF_HOME to a folder with more.",
+            "Free some space, set HF_HOME to a folder with more, or give one with --to.",
         )
-
-
-def _words(error: BaseException) -> str:
-    """The innermost cause of a network error, in one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = " ".join(str(error).split()) or type(error).__name__
-    return f"{text[:160]}." if not text.endswith(".") else text[:160]

@@ -15,10 +15,11 @@ from pathlib import Path
 from penstock.errors import ModelError, UsageError
 from penstock.hub import cache, catalogue
 from penstock.hub.config import CONFIG, read_config
-from penstock.hub.download import UnknownModel, Unreachable, download
+from penstock.hub.download import download, download_config
 from penstock.hub.gguf.find import only_gguf
 from penstock.hub.gguf.folder import unpacked
 from penstock.hub.pickles import converted_folder, has_pickles, only_pickles
+from penstock.hub.refusals import UnknownModel, Unreachable
 
 DEMO = "demo"
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
@@ -66,6 +67,34 @@ def resolve(name: str, revision: str | None = None, *, offline: bool | None = No
     hub_name, revision = _split(name, revision)
     _check_hub_name(hub_name)
     return _from_hub(hub_name, revision, cache.is_offline() if offline is None else offline)
+
+
+def fetch_config(name: str, revision: str | None = None, *, offline: bool | None = None) -> Path:
+    """A folder with config.json of hub model `name`, and nothing of its weights. Raises as `resolve` does."""
+    hub_name, revision = hub_source(name, revision)
+    if cache.is_offline() if offline is None else offline:
+        raise _with_matches(
+            Unreachable(hub_name, f"{cache.cache_folder()} does not hold it; no hub is asked."), hub_name
+        )
+    try:
+        return download_config(hub_name, revision)
+    except UnknownModel as error:
+        raise unknown(name, error.why) from error
+    except Unreachable as error:
+        raise _with_matches(error, name) from error
+
+
+def hub_source(name: str, revision: str | None) -> tuple[str, str | None]:
+    """The hub name and revision that a name means: ORG/NAME[@REVISION], or a name of the catalogue that is on the hub.
+
+    Raises UsageError for a folder, ModelError for what cannot be a name.
+    """
+    listed = catalogue.find(name)
+    hub_name, revision = _split(listed.model if listed else name, revision or (listed.revision if listed else None))
+    if hub_name == DEMO or _is_there(_as_path(hub_name)):
+        raise UsageError(f"{name} is here already: there is nothing to download.", "", "Give a hub name, ORG/NAME.")
+    _check_hub_name(hub_name)
+    return hub_name, revision
 
 
 def _check_hub_name(name: str) -> None:
