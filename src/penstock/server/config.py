@@ -21,6 +21,7 @@ class ServeConfig(msgspec.Struct, frozen=True):
     served_model_name: str | None = None
     host: str = "127.0.0.1"
     port: int = 3000
+    port_or_free: bool = False  # a free port where that one is taken
     uds: str | None = None
     api_key_file: str | None = None
     auth: bool = True

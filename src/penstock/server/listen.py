@@ -9,6 +9,7 @@ import socket
 import stat
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from penstock.errors import EnvironmentFault
 from penstock.server.config import ServeConfig
@@ -48,10 +49,12 @@ class Listener:
 
 def bind(config: ServeConfig) -> Listener:
     """Take the port or the path before anything slow happens. Raises EnvironmentFault when it is taken."""
-    return _bind_uds(config.uds) if config.uds is not None else _bind_tcp(config.host, config.port, config.model)
+    if config.uds is not None:
+        return _bind_uds(config.uds)
+    return _bind_tcp(config.host, config.port, config.port_or_free, config.model)
 
 
-def _bind_tcp(host: str, port: int, model: str) -> Listener:
+def _bind_tcp(host: str, port: int, or_free: bool, model: str) -> Listener:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -63,14 +66,29 @@ def _bind_tcp(host: str, port: int, model: str) -> Listener:
         ) from error
     sock = socket.socket(family, kind, protocol)
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
+        if or_free:
+            _bind_or_free(sock, address)
+        else:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(address)
     except OSError as error:
         sock.close()
         raise _cannot(f"{host}:{port}", error, model) from error
     sock.setblocking(False)
     shown = f"[{host}]" if ":" in host else host
     return Listener(sock, f"http://{shown}:{sock.getsockname()[1]}", model)
+
+
+def _bind_or_free(sock: socket.socket, address: tuple[Any, ...]) -> None:
+    """The address, or a free port of its host. Without SO_REUSEADDR, so that a port is either ours or refused now:
+    with it, two sockets may be bound to one port, and the later `listen` fails."""
+    try:
+        sock.bind(address)
+    except OSError as error:
+        if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+            raise
+        host, _, *rest = address
+        sock.bind((host, 0, *rest))
 
 
 def _cannot(where: str, error: OSError, model: str) -> EnvironmentFault:
