@@ -26,6 +26,7 @@ import msgspec
 
 from penstock.cluster.files import cannot_write, create_private, private_directory, server_time, write_private
 from penstock.errors import EnvironmentFault, UsageError
+from penstock.plan.site import load_site
 
 T = TypeVar("T")
 KEPT = 5  # launches of a name whose scripts and logs stay
@@ -129,10 +130,15 @@ class Launch:
 
 
 def root() -> Path:
-    """PENSTOCK_JOBS_DIR, or a directory in the home directory, which nodes share."""
+    """PENSTOCK_JOBS_DIR, or a directory in the home directory, which nodes share; under the scratch directory where
+    the site allows no logs of jobs at home."""
     given = os.environ.get("PENSTOCK_JOBS_DIR")
     if given:
         return Path(given).expanduser().absolute()
+    site = load_site()
+    scratch = os.path.expandvars(site.scratch)
+    if not site.home_logs and os.path.isabs(scratch):
+        return Path(scratch) / "penstock" / "jobs"
     state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
     return Path(state).expanduser() / "penstock" / "jobs"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -12,25 +11,21 @@ from dataclasses import dataclass
 from penstock import __version__
 from penstock.cluster.registry import Launch
 from penstock.errors import UsageError
+from penstock.plan.site import Ports, duration_seconds
 
 # What the job may take over from the submitting shell: where things lie, never a secret.
 CARRIED = (
-    "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "PENSTOCK_JOBS_DIR", "PENSTOCK_SITE", "PYTHONPATH", "SLURM_CONF",
-    "XDG_CACHE_HOME", "XDG_CONFIG_HOME",
+    "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "PENSTOCK_SITE", "PYTHONPATH", "SLURM_CONF", "XDG_CACHE_HOME",
+    "XDG_CONFIG_HOME",
 )  # fmt: skip
 WARNING_SLACK = 35  # seconds: Slurm looks at time limits every 30
-_TIMES = (
-    (re.compile(r"(?P<m>\d+)(?::(?P<s>\d+))?"), "minutes[:seconds]"),
-    (re.compile(r"(?P<h>\d+):(?P<m>\d+):(?P<s>\d+)"), "hours:minutes:seconds"),
-    (re.compile(r"(?P<d>\d+)-(?P<h>\d+)(?::(?P<m>\d+)(?::(?P<s>\d+))?)?"), "days-hours[:minutes[:seconds]]"),
-)
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What the job asks Slurm for. None: the site's default. gpus: `2`, `a100:2` or `a100l.3:1`.
+    """What the job asks Slurm for. None: the site's default. gpus: `2`, `a100:2` or `a100l.3:1` (a MIG slice).
 
-    more: further flags of sbatch, each as `--name=value`.
+    gpu_flag: how the site wants cards asked for (gres, gpus-per-node); more: further flags, each as `--name=value`.
     """
 
     partition: str | None = None
@@ -41,6 +36,7 @@ class Resources:
     cpus: int | None = None
     mem: str | None = None
     constraint: str | None = None
+    gpu_flag: str = "gres"
     more: tuple[str, ...] = ()
 
     def flags(self) -> list[str]:
@@ -50,7 +46,7 @@ class Resources:
             "account": self.account,
             "qos": self.qos,
             "time": self.time,
-            "gres": None if self.gpus is None else f"gpu:{self.gpus}",
+            self.gpu_flag: None if self.gpus is None else f"gpu:{self.gpus}" if self.gpu_flag == "gres" else self.gpus,
             "cpus-per-task": self.cpus,
             "mem": self.mem,
             "constraint": self.constraint,
@@ -73,19 +69,20 @@ class Service:
     drain_seconds: float
     requeue: bool
     stage: bool
+    ports: Ports = Ports()
     modules: tuple[str, ...] = ()
 
 
 def seconds_of(time: str) -> int:
     """Slurm's notation of a time limit in seconds. Raises UsageError."""
-    for pattern, _ in _TIMES:
-        match = pattern.fullmatch(time)
-        if match:
-            parts = {name: int(value or 0) for name, value in match.groupdict().items()}
-            days, hours = parts.get("d", 0), parts.get("h", 0)
-            return ((days * 24 + hours) * 60 + parts.get("m", 0)) * 60 + parts.get("s", 0)
-    forms = ", ".join(form for _, form in _TIMES)
-    raise UsageError(f"--time {time!r} is not a time of Slurm's.", f"Its forms: {forms}.", "For example: --time 3:00:00")
+    found = duration_seconds(time)
+    if not found:
+        raise UsageError(
+            f"--time {time!r} is not a time limit of Slurm's.",
+            "Its forms: MINUTES, MINUTES:SECONDS, HOURS:MINUTES:SECONDS, DAYS-HOURS[:MINUTES[:SECONDS]].",
+            "For example: --time 3:00:00",
+        )
+    return found
 
 
 def warning_seconds(drain_seconds: float, limit: int | None) -> int:
@@ -121,6 +118,7 @@ def script(launch: Launch, resources: Resources, service: Service) -> str:
         "umask 077",
         "# USR1 warns of the end (time limit, preemption). It is for the keeper below, which lets requests finish.",
         "trap '' USR1",
+        f"export PENSTOCK_JOBS_DIR={shlex.quote(str(launch.path.parent.parent))}",
         *(f"export {name}={shlex.quote(os.environ[name])}" for name in CARRIED if os.environ.get(name)),
         *service.modules,
         "",
@@ -145,14 +143,35 @@ def _serving(launch: Launch, service: Service) -> list[str]:
         lines += ['socket=$(mktemp -d "${SLURM_TMPDIR:-${TMPDIR:-/tmp}}/penstock-XXXXXXXX")/server || exit', ""]
         address = '--uds "$socket"'
     else:
-        lines += ["# The port: 10000 and the last four digits of the job's number; where that is taken, a free one."]
-        port = "--port $((10000 + SLURM_JOB_ID % 10000)) --port-or-free"
+        ports = service.ports
+        lines += [f"# The port: {ports.base} + the last four digits of the job's number; where that is taken, a free one."]
+        port = f"--port $(({ports.base} + SLURM_JOB_ID % 10000)) --fallback-ports {ports.low}-{ports.high}"
         address = f'--hostname {shlex.quote(service.host)} {port} --allow-host "$SLURMD_NODENAME"'
     key = "--no-auth" if service.key_file is None else f"--api-key-file {shlex.quote(service.key_file)}"
     options = " ".join([*named, *map(shlex.quote, service.options)])
     served = [address, key, f"--drain-seconds {service.drain_seconds:g}", *([options] if options else [])]
     lines += [f"exec {python} -m {' '.join(keeper)} -- \\", f"  {python} -m penstock.cli.main serve {model} --json \\"]
     return lines + [f"  {line} \\" for line in served[:-1]] + [f"  {served[-1]}"]
+
+
+def gate_script(launch: Launch, python: str) -> str:
+    """A job that succeeds when the server is ready and fails when it never will be."""
+    return "\n".join(
+        [
+            "#!/bin/bash",
+            f'# Ends when the server "{launch.name}" takes requests: other jobs wait for it with --dependency=afterok:ID',
+            f"#SBATCH --job-name=penstock-{launch.name}-ready",
+            f"#SBATCH --output={launch.path}/ready.log",
+            f"#SBATCH --chdir={launch.path}",
+            "#SBATCH --ntasks=1",
+            "#SBATCH --export=NONE",
+            "umask 077",
+            f"export PENSTOCK_JOBS_DIR={shlex.quote(str(launch.path.parent.parent))}",
+            *(f"export {name}={shlex.quote(os.environ[name])}" for name in CARRIED if os.environ.get(name)),
+            f"exec {shlex.quote(python)} -m penstock.cli.main url {launch.name} --wait",
+            "",
+        ]
+    )
 
 
 def sbatch_flags(given: Sequence[str]) -> tuple[str, ...]:

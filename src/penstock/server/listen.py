@@ -51,10 +51,10 @@ def bind(config: ServeConfig) -> Listener:
     """Take the port or the path before anything slow happens. Raises EnvironmentFault when it is taken."""
     if config.uds is not None:
         return _bind_uds(config.uds)
-    return _bind_tcp(config.host, config.port, config.port_or_free, config.model)
+    return _bind_tcp(config.host, config.port, config.fallback_ports, config.model)
 
 
-def _bind_tcp(host: str, port: int, or_free: bool, model: str) -> Listener:
+def _bind_tcp(host: str, port: int, fallback: tuple[int, int] | None, model: str) -> Listener:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -66,8 +66,8 @@ def _bind_tcp(host: str, port: int, or_free: bool, model: str) -> Listener:
         ) from error
     sock = socket.socket(family, kind, protocol)
     try:
-        if or_free:
-            _bind_or_free(sock, address)
+        if fallback is not None:
+            _bind_one_of(sock, address, fallback)
         else:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(address)
@@ -79,16 +79,23 @@ def _bind_tcp(host: str, port: int, or_free: bool, model: str) -> Listener:
     return Listener(sock, f"http://{shown}:{sock.getsockname()[1]}", model)
 
 
-def _bind_or_free(sock: socket.socket, address: tuple[Any, ...]) -> None:
-    """The address, or a free port of its host. Without SO_REUSEADDR, so that a port is either ours or refused now:
-    with it, two sockets may be bound to one port, and the later `listen` fails."""
-    try:
-        sock.bind(address)
-    except OSError as error:
-        if error.errno not in (errno.EADDRINUSE, errno.EACCES):
-            raise
-        host, _, *rest = address
-        sock.bind((host, 0, *rest))
+def _bind_one_of(sock: socket.socket, address: tuple[Any, ...], fallback: tuple[int, int]) -> None:
+    """The address, or the first port of the range that is free. Raises the first OSError when none is.
+
+    Without SO_REUSEADDR, so that a port is either ours or refused now: with it, two sockets may be bound to one port,
+    and the later `listen` fails.
+    """
+    host, first, *rest = address
+    problem: OSError | None = None
+    for port in (first, *range(fallback[0], fallback[1] + 1)):
+        try:
+            return sock.bind((host, port, *rest))
+        except OSError as error:
+            if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                raise
+            problem = problem or error
+    if problem is not None:
+        raise problem
 
 
 def _cannot(where: str, error: OSError, model: str) -> EnvironmentFault:
