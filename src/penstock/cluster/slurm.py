@@ -58,7 +58,9 @@ def available(program: str) -> bool:
 def run(program: str, *arguments: str, timeout: float = PATIENCE) -> str:
     """What a command of Slurm prints. Raises EnvironmentFault when it is missing or silent, else what `refused` says."""
     try:
-        done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=timeout, check=False)
+        done = subprocess.run(  # Slurm makes a job's log under the umask of its submission
+            [program, *arguments], capture_output=True, text=True, timeout=timeout, check=False, umask=0o077
+        )
     except FileNotFoundError:
         raise missing(program) from None
     except subprocess.TimeoutExpired:
