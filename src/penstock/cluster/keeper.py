@@ -150,13 +150,19 @@ class Keeper:
             with suppress(OSError):
                 Path(self._record.socket).parent.rmdir()
         if self._staged is not None:
-            from penstock.cluster.staging import release
-
-            release(self._staged)
+            self._unstage(self._staged)
         _say(f"the server has ended (exit code {code})")
         if not self._leaving.startswith("Slurm") or self._launch.stopped:
             return code if code >= 0 else 128 - code
         return self._wait_for_slurm()
+
+    @staticmethod
+    def _unstage(staged: Path) -> None:
+        """The copy of the model goes with the last job that uses it."""
+        from penstock.cluster.staging.store import release
+
+        with suppress(PenstockError, OSError):
+            release(staged, [job for job, found in slurm.jobs().items() if found.alive])
 
     def _wait_for_slurm(self) -> int:
         """The requests are done, and Slurm wants the node. Only a job that still lives is put back into the queue."""
