@@ -1,7 +1,7 @@
 """A real Slurm for tests: munged, slurmctld and a slurmd for each "node", all in one temporary folder.
 
-Needs Debian's packages munge, slurmctld, slurmd and slurm-client, and root. Every node has its own host name and its own
-/dev/shm where the machine allows namespaces; all share the network and the other file systems.
+Needs Debian's packages munge, slurmctld, slurmd and slurm-client, and root. Every node has its own host name and
+its own /dev/shm where the machine allows namespaces; all share the network and the other file systems.
 """
 
 from __future__ import annotations

@@ -102,8 +102,8 @@ def test_what_stale_files_say_is_not_believed(user: User) -> None:
 def test_the_script_can_be_read_first(user: User) -> None:
     """--dry-run: every option of serve arrives, nothing secret, nothing is written."""
     done = user.run(
-        "submit", "demo", "--dry-run", "--partition", "main", "--time", "1:00:00", "--gpus", "toy:1", "--quantize", "int8",
-        "--max-batch-size", "7", "--no-prefix-caching", "--allow-host", "a.example", "--allow-host", "b.example",
+        "submit", "demo", "--dry-run", "--partition", "main", "--time", "1:00:00", "--gpus", "toy:1", "--quantize",
+        "int8", "--max-batch-size", "7", "--no-prefix-caching", "--allow-host", "a.example", "--allow-host", "b.example",
         HF_TOKEN="hf_secret", HF_HOME="/models",
     )  # fmt: skip
     script = done.stdout.decode()

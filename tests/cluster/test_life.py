@@ -18,7 +18,7 @@ QUESTION = "What does sinfo do?"
 
 
 def _answers(user: User, *args: str) -> bytes:
-    done = user.run("chat", *args, QUESTION)
+    done = user.run("chat", *args, "--temperature", "0", QUESTION)
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout
 

@@ -20,7 +20,7 @@ def _submit(user: User, *flags: str) -> subprocess.CompletedProcess[bytes]:
 
 
 def test_at_once_on_shared_nodes(user: User) -> None:
-    """Five submissions side by side, one of them onto a port that somebody has: five names, five ports, five answers."""
+    """Five side by side, one of them onto a port that somebody has: five names, five ports, five answers."""
     with socket.socket() as squatter:
         first = json.loads(_submit(user, "--name", "taken", "--sbatch=--hold").stdout)["job"]
         squatter.bind(("0.0.0.0", 10000 + int(first) % 10000))  # noqa: S104

@@ -28,7 +28,7 @@ class Client(threading.Thread):
 
     def run(self) -> None:
         while not self._enough.is_set():
-            self.answers.append(self._user.run("chat", "--job", self._name, QUESTION))
+            self.answers.append(self._user.run("chat", "--job", self._name, "--temperature", "0", QUESTION))
             time.sleep(0.3)
 
     def end(self) -> None:

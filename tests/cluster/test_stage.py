@@ -127,7 +127,7 @@ def test_a_server_from_the_ram_disk(user: User) -> None:
     user.submit("demo", "--name", "staged", "--stage")
     log = user.run("logs", "staged").stdout.decode()
     assert f"/dev/shm/penstock-{os.getuid()}/" in log
-    done = user.run("chat", "--job", "staged", "What does sinfo do?")
+    done = user.run("chat", "--job", "staged", "--temperature", "0", "What does sinfo do?")
     assert b"partitions" in done.stdout
     assert user.run("url", "staged", "--json").returncode == 0
     node = user.server("staged")["node"]

@@ -20,13 +20,14 @@ class JobServer(Server):
     def __init__(self, name: str, key_file: str | None = None, through_tunnel: bool = False) -> None:
         self._name, self._own_key_file, self._tunnelled = name, key_file, through_tunnel
         self._tunnel: tunnel.Tunnel | None = None
-        self._find()
+        self._told = False
+        self._find_patiently(time.monotonic() + PATIENCE)
 
     def send(self, method: str, path: str, body: Any = None) -> http.client.HTTPResponse:
         """The response to one request. Raises EnvironmentFault when no server takes it for long."""
-        end, told = time.monotonic() + PATIENCE, False
+        end = time.monotonic() + PATIENCE
         while True:
-            problem: EnvironmentFault
+            problem: PenstockError
             try:
                 response = super().send(method, path, body)
                 if response.status != 503:
@@ -35,16 +36,26 @@ class JobServer(Server):
                 problem = EnvironmentFault(f"The server {self._name!r} does not take requests now.")
             except EnvironmentFault as error:
                 problem = error
-            if time.monotonic() > end or not self._may_come():
-                raise problem
-            if not told:
-                print(f"{self._name} is away for a moment (moving, starting or draining): waiting", file=sys.stderr)
-                told = True
-            time.sleep(1)
+            self._pause(problem, end)
+            self._find_patiently(end)
+            self._told = False
+
+    def _find_patiently(self, end: float) -> None:
+        """The server that is ready; waits while there is none but one may come."""
+        while True:
             try:
-                self._find()
-            except PenstockError:
-                continue
+                return self._find()
+            except EnvironmentFault as error:
+                self._pause(error, end)
+
+    def _pause(self, problem: PenstockError, end: float) -> None:
+        """A second; raises the problem when waiting is of no use."""
+        if time.monotonic() > end or not self._may_come():
+            raise problem
+        if not self._told:
+            print(f"{self._name} is away for a moment (moving, starting or draining): waiting", file=sys.stderr)
+            self._told = True
+        time.sleep(1)
 
     def _find(self) -> None:
         target = fleet.find(self._name, fleet.ask_slurm())

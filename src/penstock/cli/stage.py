@@ -45,8 +45,8 @@ STRATEGIES = ("auto", "direct", "sbcast", "tree", "chain", "broadcast")
 def stage(model: str | None, command: tuple[str, ...], as_json: bool, **options: Any) -> int | None:
     """Bring MODEL to every node of this job, check it there, and print its path, the same on all nodes.
 
-    Later jobs of yours on these nodes find it. With a COMMAND after `--`, it runs that with {} replaced by the path, and
-    removes the copy afterwards: penstock stage MODEL -- srun penstock generate {} ...
+    Later jobs of yours on these nodes find it. With a COMMAND after `--`, it runs that with {} replaced by the path,
+    and removes the copy afterwards: penstock stage MODEL -- srun penstock generate {} ...
     """
     from penstock.cluster.staging import stage as staging
     from penstock.plan.site import load_site
@@ -71,10 +71,9 @@ def stage(model: str | None, command: tuple[str, ...], as_json: bool, **options:
     if done.timing is None:
         _say(f"it is already on {staging.parts(done.nodes)}")
     else:
-        _say(
-            f"staged by {done.timing.strategy.name} in {done.timing.seconds:.2f} s ({done.timing.gb_s:.2f} GB/s a node), "
-            f"checked in {done.check_seconds:.2f} s, on {staging.parts(done.nodes)}"
-        )
+        speed = f"{done.timing.seconds:.2f} s ({done.timing.gb_s:.2f} GB/s a node)"
+        _say(f"staged by {done.timing.strategy.name} in {speed}, checked in {done.check_seconds:.2f} s")
+        _say(f"on {staging.parts(done.nodes)}")
     if as_json:
         record: dict[str, Any] = {"path": str(done.path), "nodes": done.nodes, "reused": done.timing is None}
         if done.timing is not None:

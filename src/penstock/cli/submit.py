@@ -140,9 +140,7 @@ def _follow(done: Any, options: dict[str, Any], as_json: bool) -> int | None:
     elif options["wait"]:
         _say(f"Ask it: penstock chat --job {launch.name} QUESTION    End it: penstock stop {launch.name}")
     else:
-        _say(
-            f"See it: penstock jobs    Wait for it: penstock url {launch.name} --wait    End it: penstock stop {launch.name}"
-        )
+        _say(f"Wait for it: penstock url {launch.name} --wait    End it: penstock stop {launch.name}")
     return None
 
 

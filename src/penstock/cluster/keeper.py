@@ -177,11 +177,14 @@ class Keeper:
         if job is not None and job.left is not None and job.left <= lead:
             return 0  # its time is over in a moment
         if job is not None:
-            with suppress(PenstockError):
+            try:
                 slurm.run("scontrol", "requeue", self._record.job)
+                return 0
+            except PenstockError as error:
+                _say(f"Slurm may put this job back, we could not: {error.what}")
         # Leaving now would look like the end of the work: Slurm puts back only jobs that it had to end.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        time.sleep(LAST_WAIT)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        signal.sigtimedwait({signal.SIGTERM}, LAST_WAIT)
         return 0
 
     def _set(self, **changes: str | float | int | None) -> None:

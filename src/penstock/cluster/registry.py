@@ -197,7 +197,10 @@ def claim(name: str, after: Launch | None) -> Launch | None:
 
 
 def fill(launch: Launch, order: Order, script: str) -> None:
-    """Write a launch's files; a key unless the order names one of the user's. Raises EnvironmentFault, ResourceError."""
+    """Write a launch's files; a key unless the order names one of the user's.
+
+    Raises EnvironmentFault, ResourceError.
+    """
     try:
         if order.key_file == str(launch.key):
             create_private(launch.key, _new_key() + "\n")

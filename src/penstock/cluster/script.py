@@ -69,7 +69,7 @@ class Service:
     drain_seconds: float
     requeue: bool
     stage: bool
-    ports: Ports = Ports()
+    ports: Ports
     modules: tuple[str, ...] = ()
 
 
@@ -113,7 +113,7 @@ def script(launch: Launch, resources: Resources, service: Service) -> str:
         f"# end it with `penstock stop {launch.name}`.",
         *(f"#SBATCH {flag}" for flag in flags),
         "",
-        "# Nothing of the submitting shell comes along (--export=NONE), but steps of this job shall see what is set here.",
+        "# Nothing of the submitting shell comes along (--export=NONE); steps of this job shall see what is set here.",
         "export SLURM_EXPORT_ENV=ALL",
         "umask 077",
         "# USR1 warns of the end (time limit, preemption). It is for the keeper below, which lets requests finish.",
@@ -161,7 +161,7 @@ def gate_script(launch: Launch, python: str) -> str:
     return "\n".join(
         [
             "#!/bin/bash",
-            f'# Ends when the server "{launch.name}" takes requests: other jobs wait for it with --dependency=afterok:ID',
+            f'# Ends when the server "{launch.name}" takes requests: others wait for it by --dependency=afterok:ID',
             f"#SBATCH --job-name=penstock-{launch.name}-ready",
             f"#SBATCH --output={launch.path}/ready.log",
             f"#SBATCH --chdir={launch.path}",

@@ -56,7 +56,7 @@ def available(program: str) -> bool:
 
 
 def run(program: str, *arguments: str, timeout: float = PATIENCE) -> str:
-    """What a command of Slurm prints. Raises EnvironmentFault when it is missing or silent, else what `refused` says."""
+    """What a command of Slurm prints. Raises EnvironmentFault when it is missing or silent, else as `refused` says."""
     try:
         done = subprocess.run(  # Slurm makes a job's log under the umask of its submission
             [program, *arguments], capture_output=True, text=True, timeout=timeout, check=False, umask=0o077

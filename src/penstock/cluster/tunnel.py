@@ -147,8 +147,8 @@ def srun_relay(server: Server) -> list[str]:
     """The command that joins its standard streams with a server, from inside its job."""
     where = server.socket or f"127.0.0.1:{server.port}"
     return [
-        "srun", f"--jobid={server.job}", "--overlap", "--nodes=1", "--ntasks=1", "--mpi=none", "--quiet", "--export=NONE",
-        "--unbuffered", sys.executable, "-I", str(Path(relay.__file__)), where,
+        "srun", f"--jobid={server.job}", "--overlap", "--nodes=1", "--ntasks=1", "--mpi=none", "--quiet",
+        "--export=NONE", "--unbuffered", sys.executable, "-I", str(Path(relay.__file__)), where,
     ]  # fmt: skip
 
 

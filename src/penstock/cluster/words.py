@@ -11,7 +11,7 @@ _REASONS = {
     "DependencyNeverSatisfied": "the job it waits for will never do what it waits for: stop it",
     "PartitionTimeLimit": "it asks for more time than the partition allows and will never start: lower --time",
     "PartitionNodeLimit": "it asks for more nodes than the partition allows and will never start: ask for fewer",
-    "PartitionConfig": "it asks for more than the partition allows and will not start: lower --time, --mem or --cpus-per-task",
+    "PartitionConfig": "it asks for more than the partition allows and will not start: lower --time, --mem or --cpus",
     "PartitionDown": "the partition is down: try another --partition",
     "PartitionInactive": "the partition is closed: try another --partition",
     "BadConstraints": "no node has what it asks for: change --gpus, --mem or --constraint",

@@ -163,7 +163,7 @@ class Leader:
         removed, kept = 0, 0
         for place in places:
             store = Store(Path(os.path.expandvars(place)))
-            for found in store.keys():
+            for found in store.models():
                 if key in (None, found):
                     gone = store.release(found, self._job, living)
                     removed, kept = removed + gone, kept + ((store.path / found).exists())

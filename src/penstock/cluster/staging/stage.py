@@ -46,7 +46,7 @@ def allocation() -> Allocation:
     if not job:
         raise EnvironmentFault(
             "Staging brings a model to the nodes of a job, and this is not one.",
-            hint="Use it in a batch script, or after `salloc --nodes=N`. A server stages itself: penstock submit --stage",
+            hint="Use it in a batch script, or after `salloc --nodes=N`. For a server: penstock submit --stage",
         )
     return Allocation(job, int(nodes or 1))
 

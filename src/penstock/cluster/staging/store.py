@@ -102,7 +102,7 @@ class Store:
             self.path.rmdir()  # only when nothing else is in it
         return there
 
-    def keys(self) -> list[str]:
+    def models(self) -> list[str]:
         """The models that are here, whole or not."""
         try:
             self._check_ours()
