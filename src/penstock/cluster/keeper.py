@@ -56,6 +56,7 @@ class Keeper:
         """Until the server has ended. Returns the job's exit code."""
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._signalled)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)  # only to wake up when the server has ended
         wake, waker = socket.socketpair()
         for end in (wake, waker):
             end.setblocking(False)
