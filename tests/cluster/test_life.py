@@ -56,6 +56,15 @@ def test_jobs_says_what_a_server_does(resident: User) -> None:
     assert server["job"] in table
 
 
+def test_an_idle_server_keeps_giving_word(resident: User) -> None:
+    """Its record is rewritten though nothing changes: one that is not would count as silent."""
+    record = next((resident.jobs_directory / "demo").glob("*/servers/*"))
+    before, end = record.stat().st_mtime, time.monotonic() + 20
+    while record.stat().st_mtime == before:
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
 def test_url_and_logs(resident: User) -> None:
     url = resident.json("url", "demo")
     assert resident.run("url", "demo").stdout.decode().strip() == url["url"]

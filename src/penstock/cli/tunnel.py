@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 import click
 
@@ -24,7 +27,7 @@ PORT = click.IntRange(0, 65535)
 @click.option("--ssh", is_flag=True, help="Through one ssh to the node, instead of TCP or srun.")
 @click.option("--login", metavar="HOST", help="The cluster's login node: for the ssh line, or to come from outside.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line when it is open: url, key file.")
-def tunnel(name: str, port: int, only_print: bool, ssh: bool, login: str | None, as_json: bool) -> int | None:
+def tunnel(name: str, port: int, only_print: bool, ssh: bool, login: str | None, as_json: bool) -> None:
     """Bring the server NAME to a port of this machine, until Ctrl-C; renewals and requeues move the tunnel along.
 
     On a laptop: penstock tunnel NAME --login HOST. Without Penstock there: `penstock tunnel NAME --print` on the login
@@ -35,15 +38,15 @@ def tunnel(name: str, port: int, only_print: bool, ssh: bool, login: str | None,
     from penstock.plan.site import load_site
 
     if login is not None and not only_print:
-        return _from_outside(name, port, login, as_json)
+        _from_outside(name, port, login, as_json)
     server = fleet.find(name, fleet.ask_slurm()).server
     if only_print:
         click.echo(shown(ssh_line(server, port, login or load_site().ssh or socket.getfqdn())))
-        return None
+        return
     if ssh:
         port = port or _free_port()
         _ready(f"http://127.0.0.1:{port}", server.key_file, as_json)
-        return _run(ssh_to_node(server, port))
+        _become(ssh_to_node(server, port))
     door = Tunnel(name, port, lambda line: click.echo(f"tunnel: {line}", err=True))
     door.start()
     _ready(door.url, server.key_file, as_json)
@@ -51,7 +54,7 @@ def tunnel(name: str, port: int, only_print: bool, ssh: bool, login: str | None,
         time.sleep(3600)
 
 
-def _from_outside(name: str, port: int, login: str, as_json: bool) -> int:
+def _from_outside(name: str, port: int, login: str, as_json: bool) -> NoReturn:
     """On a machine that is not of the cluster: ask Penstock on the login node, fetch the key, run ssh."""
     from penstock.cluster.fleet import Server
     from penstock.cluster.tunnel import ssh_line
@@ -73,7 +76,7 @@ def _from_outside(name: str, port: int, login: str, as_json: bool) -> int:
     }
     server = Server(name=name, job=answer["job"], state="ready", model="", key_file=key_file, log="", **where, **empty)
     _ready(f"http://127.0.0.1:{port}", key_file, as_json)
-    return _run(ssh_line(server, port, login))
+    _become(ssh_line(server, port, login))
 
 
 def _ask(login: str, command: str) -> str:
@@ -108,12 +111,14 @@ def _ready(url: str, key_file: str | None, as_json: bool) -> None:
         click.echo(f"Ask it: penstock chat --url {url} --api-key-file {key_file}    End the tunnel: Ctrl-C", err=True)
 
 
-def _run(line: list[str]) -> int:
+def _become(line: list[str]) -> NoReturn:
+    """Turn into ssh, so that whatever ends this command ends the tunnel."""
     from penstock.cluster.tunnel import shown
 
     _need_ssh()
     click.echo(f"tunnel: {shown(line)}", err=True)
-    return subprocess.run(line, check=False).returncode
+    sys.stdout.flush()
+    os.execvp(line[0], line)  # noqa: S606 (no shell)
 
 
 def _need_ssh() -> None:

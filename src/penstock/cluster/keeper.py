@@ -32,6 +32,7 @@ from penstock.cluster.registry import Launch, Order, Record
 from penstock.errors import PenstockError
 
 BEAT = 5.0  # seconds between two looks at the server
+WORD = 10.0  # seconds, at most, between two words of a server to which nothing happens
 LAST_WAIT = 600.0  # seconds that a preempted job waits for Slurm to end it
 _GAUGES = {
     "running": "tgi_batch_current_size",
@@ -51,6 +52,7 @@ class Keeper:
         self._endpoint: web.Endpoint | None = None
         self._leaving = ""  # why
         self._counted: tuple[float, float] | None = None  # tokens generated, when
+        self._published = 0.0  # when, on the monotonic clock
 
     def run(self) -> int:
         """Until the server has ended. Returns the job's exit code."""
@@ -106,6 +108,8 @@ class Keeper:
                 self._renew()
             elif self._record.state == "ready":
                 self._measure(self._endpoint)
+        if time.monotonic() - self._published > WORD:
+            self._publish()
         if not self._leaving and self._launch.stopped:
             self._leaving = "stopped"
         elif not self._leaving and self._relieved():
@@ -195,6 +199,7 @@ class Keeper:
             self._publish()
 
     def _publish(self) -> None:
+        self._published = time.monotonic()
         try:
             self._launch.publish(self._record)
         except OSError as error:  # a full quota must not end the server

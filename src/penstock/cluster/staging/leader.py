@@ -53,7 +53,7 @@ class Leader:
                 continue
             staged = store.whole(key)
             try:
-                store.open()
+                store.check()
                 free = shutil.disk_usage(path).free
             except OSError as error:
                 offer["why"] = error.strerror or "cannot be used"

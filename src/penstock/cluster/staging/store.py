@@ -32,9 +32,18 @@ class Store:
         """Make the directory, or refuse one that others could have made or can enter. Raises OSError."""
         with suppress(FileExistsError):
             self.path.mkdir(mode=0o700)
-        found = self.path.lstat()
+        self.check()
+
+    def check(self) -> None:
+        """Whether the directory is ours alone, if there is one; else whether it can be made. Raises OSError."""
+        try:
+            found = self.path.lstat()
+        except FileNotFoundError:
+            if not os.access(self.path.parent, os.W_OK | os.X_OK):
+                raise PermissionError(13, "cannot be written", str(self.path.parent)) from None
+            return
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-            raise PermissionError(1, "it is not a private directory of this user", str(self.path))
+            raise PermissionError(1, "holds a directory of that name that is not private to you", str(self.path))
 
     def whole(self, key: str) -> Path | None:
         """The staged model, if it is there and ours."""
