@@ -23,7 +23,7 @@ from .conftest import User
         (("--mem", "900G"), 2, ("Memory specification", "8000 MB")),
         (("--constraint", "nvlink"), 2, ("feature", "sinfo")),
         (("--time", "soon"), 2, ("'soon'", "3:00:00")),
-        (("--renew",), 2, ("--renew needs --time",)),
+        (("--renew", "--partition", "brief"), 2, ("--renew needs a --time of at least two minutes",)),
         (("--name", "../up"), 2, ("'../up' cannot be",)),
         (("--sbatch", "mail"), 2, ("not a flag of sbatch",)),
         (("--api-key-file", "/nowhere/key"), 3, ("/nowhere/key",)),
@@ -102,8 +102,9 @@ def test_what_stale_files_say_is_not_believed(user: User) -> None:
 def test_the_script_can_be_read_first(user: User) -> None:
     """--dry-run: every option of serve arrives, nothing secret, nothing is written."""
     done = user.run(
-        "submit", "demo", "--dry-run", "--partition", "main", "--time", "1:00:00", "--gpus", "toy:1", "--quantize",
-        "int8", "--max-batch-size", "7", "--no-prefix-caching", "--allow-host", "a.example", "--allow-host", "b.example",
+        "submit", "demo", "--dry-run", "--partition", "main", "--time", "1:00:00", "--gpus", "toy:1",
+        "--quantize", "int8", "--max-batch-size", "7", "--no-prefix-caching", "--port", "4321",
+        "--allow-host", "a.example", "--allow-host", "b.example",
         HF_TOKEN="hf_secret", HF_HOME="/models",
     )  # fmt: skip
     script = done.stdout.decode()
@@ -113,6 +114,7 @@ def test_the_script_can_be_read_first(user: User) -> None:
         "#SBATCH --export=NONE",
         "#SBATCH --signal=B:USR1@60",
         "--quantize int8",
+        "--port 4321",
         "--max-batch-size 7",
         "--no-prefix-caching",
         "--allow-host a.example --allow-host b.example",

@@ -15,6 +15,7 @@ from tests.process import ROOT, command
 from .conftest import User
 
 MIB = 2**20
+RAM = "/dev/shm"  # noqa: S108 (of the nodes)
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +56,13 @@ def _sums(folder: str) -> list[str]:
 def test_staged_on_every_node_and_found_again(user: User, model: Path) -> None:
     if not user.cluster.namespaces:
         pytest.skip("the nodes share one /dev/shm here: no namespaces")
-    folder = f"/dev/shm/penstock-{os.getuid()}"
+    folder = f"{RAM}/penstock-{os.getuid()}"
     lines = _in_job(
         user,
         3,
         command("stage", str(model), "--json"),
-        _sums(f"{folder}/*/"),
-        ["srun", "--quiet", "ls", f"{folder}/*/"],
+        _sums(f"{folder}/*[0-9a-f]/"),
+        ["srun", "--quiet", "ls", f"{folder}/*[0-9a-f]/"],
         command("stage", str(model), "--json"),
         command("stage", str(model), "--clean"),
         ["srun", "--quiet", "bash", "-c", f"'test ! -e {folder} && echo clean'"],
@@ -94,7 +95,7 @@ def test_with_a_command_the_copy_goes_with_it(user: User, model: Path) -> None:
         user,
         1,
         command("stage", str(model), "--", "ls", "{}"),
-        ["srun", "--quiet", "bash", "-c", f"'test ! -e /dev/shm/penstock-{os.getuid()} && echo clean'"],
+        ["srun", "--quiet", "bash", "-c", f"'test ! -e {RAM}/penstock-{os.getuid()} && echo clean'"],
     )
     assert "model-0.safetensors" in lines
     assert "clean" in lines
@@ -126,11 +127,11 @@ def test_a_server_from_the_ram_disk(user: User) -> None:
     """`submit --stage`: it serves the copy, and the copy goes when it ends."""
     user.submit("demo", "--name", "staged", "--stage")
     log = user.run("logs", "staged").stdout.decode()
-    assert f"/dev/shm/penstock-{os.getuid()}/" in log
+    assert f"{RAM}/penstock-{os.getuid()}/" in log
     done = user.run("chat", "--job", "staged", "--temperature", "0", "What does sinfo do?")
     assert b"partitions" in done.stdout
     assert user.run("url", "staged", "--json").returncode == 0
     node = user.server("staged")["node"]
     user.run("stop", "staged")
-    left = user.cluster.run("srun", "--quiet", f"--nodelist={node}", "ls", "/dev/shm")
+    left = user.cluster.run("srun", "--quiet", f"--nodelist={node}", "ls", RAM)
     assert left == ""

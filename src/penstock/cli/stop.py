@@ -46,14 +46,13 @@ def stop(names: tuple[str, ...], everything: bool, wait: bool, as_json: bool) ->
 
 def _end(launch: Launch) -> list[str]:
     """Cancel what lives of a launch; a job that is submitted meanwhile finds the mark and leaves."""
-    from penstock.cluster import slurm
+    from penstock.cluster import fleet, slurm
 
     try:
         launch.mark_stopped()
     except OSError as error:
         click.echo(f"WARNING: {launch.path} cannot be written ({error.strerror}); a renewal may come back.", err=True)
-    known = slurm.jobs()
-    living = [job for job in launch.jobs() if job in known and known[job].alive]
+    living = [job for job, found in fleet.jobs_of(launch, slurm.jobs()).items() if found.alive]
     slurm.cancel(living)
     return living
 

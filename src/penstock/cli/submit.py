@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from penstock.cli.options import COUNT, FiniteFloat, Whole, stack
-from penstock.cli.serve import serve
+from penstock.cli.serve import PORT, serve
 from penstock.errors import UsageError
 
 _OWN = ("model", "host", "port", "uds", "fallback_ports", "api_key_file", "no_auth", "json_ready", "drain_seconds")
@@ -37,6 +37,7 @@ resource_options = stack(
 service_options = stack(
     click.option("-n", "--name", metavar="NAME", help="How other commands call it.  [default: from the model]"),
     click.option("--hostname", "--host", "host", default="0.0.0.0", show_default=True, help="Address to listen on."),  # noqa: S104
+    click.option("--port", type=PORT, help="Tried first.  [default: 10000 + last four digits of the job's number]"),
     click.option(
         "--uds", "socket", is_flag=True, help="A unix socket on the node instead of a port: only you reach it."
     ),
@@ -96,6 +97,7 @@ def submit(model: str, as_json: bool, dry_run: bool, **options: Any) -> int | No
         options=tuple(_passed(options)),
         key_file=None if options["no_auth"] else _key_file(options["api_key_file"]),
         host=options["host"],
+        port=options["port"],
         socket=options["socket"] or site.ports.unix,
         drain_seconds=options["drain_seconds"],
         requeue=options["requeue"],
@@ -105,7 +107,7 @@ def submit(model: str, as_json: bool, dry_run: bool, **options: Any) -> int | No
     )
     renewal = submission.Renewal(options["renewals"]) if options["renew"] or options["renewals"] else None
     if dry_run:
-        submission.plan_renewal(renewal, resources)
+        submission.plan_renewal(renewal, submission.time_limit(resources))
         click.echo(submission.draft(model, resources, service, options["name"]), nl=False)
         return None
     done = submission.submit(options["name"], resources, service, renewal)

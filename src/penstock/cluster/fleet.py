@@ -67,13 +67,19 @@ def ask_slurm() -> Jobs:
         return None
 
 
+def jobs_of(launch: Launch, jobs: dict[str, slurm.Job]) -> dict[str, slurm.Job]:
+    """Those jobs of a user that are of a launch. The name counts too: a Slurm that was set up anew gives the same
+    numbers again."""
+    return {job: jobs[job] for job in launch.jobs() if job in jobs and jobs[job].name == launch.job_name}
+
+
 def servers(launch: Launch, jobs: Jobs) -> list[Server]:
     """The living jobs of a launch; when none lives, the last one. Empty while it is being submitted."""
     order = launch.order()
     if order is None:
         return []
     records = {record.job: record for record in launch.records()}
-    now = _now(launch)
+    now, jobs = _now(launch), None if jobs is None else jobs_of(launch, jobs)
     ids = sorted({*launch.jobs(), *records}, key=int)
     found = [_server(launch, order, job, records.get(job), jobs, now) for job in ids]
     return [server for server in found if server.alive] or found[-1:]
@@ -272,7 +278,7 @@ def _state(record: Record | None, job: slurm.Job | None, slurm_asked: bool, now:
         return "ended", words.ending(job.state if job is not None else "", code)
     if record is None:
         return "starting" if lives else "pending", ""
-    if record.state in ("ready", "starting") and now - record.written > SILENT and record.state == "ready":
+    if record.state == "ready" and now - record.written > SILENT:
         return "silent", f"no word for {now - record.written:.0f} s"
     if record.state == "ended":
         code = record.exit_code

@@ -78,6 +78,11 @@ class Launch:
     path: Path
 
     @property
+    def job_name(self) -> str:
+        """What squeue calls its jobs."""
+        return f"penstock-{self.name}"
+
+    @property
     def script(self) -> Path:
         return self.path / "job.sh"
 

@@ -56,7 +56,8 @@ class Resources:
 
 @dataclass(frozen=True)
 class Service:
-    """What runs in the job. options: of `penstock serve`; socket: a unix socket on the node instead of a port.
+    """What runs in the job. options: of `penstock serve`; socket: a unix socket on the node instead of a port;
+    port: tried first instead of the one of the job's number.
 
     modules: lines of shell before anything else (`module load ...`); stage: from the RAM disk of the node.
     """
@@ -65,6 +66,7 @@ class Service:
     options: tuple[str, ...]
     key_file: str | None
     host: str
+    port: int | None
     socket: bool
     drain_seconds: float
     requeue: bool
@@ -91,11 +93,10 @@ def warning_seconds(drain_seconds: float, limit: int | None) -> int:
     return wanted if limit is None else max(5, min(wanted, limit // 4))
 
 
-def script(launch: Launch, resources: Resources, service: Service) -> str:
-    """The text of the batch script."""
-    limit = None if resources.time is None else seconds_of(resources.time)
+def script(launch: Launch, resources: Resources, service: Service, limit: int | None) -> str:
+    """The text of the batch script. limit: seconds that the job may run, None when nobody knows."""
     flags = [
-        f"--job-name=penstock-{launch.name}",
+        f"--job-name={launch.job_name}",
         f"--output={launch.path}/%j.log",
         "--open-mode=append",
         f"--chdir={launch.path}",
@@ -143,11 +144,13 @@ def _serving(launch: Launch, service: Service) -> list[str]:
         lines += ['socket=$(mktemp -d "${SLURM_TMPDIR:-${TMPDIR:-/tmp}}/penstock-XXXXXXXX")/server || exit', ""]
         address = '--uds "$socket"'
     else:
-        ports = service.ports
-        lines += [
-            f"# The port: {ports.base} + the last four digits of the job's number; where that is taken, a free one."
-        ]
-        port = f"--port $(({ports.base} + SLURM_JOB_ID % 10000)) --fallback-ports {ports.low}-{ports.high}"
+        ports, first = service.ports, str(service.port)
+        if service.port is None:
+            lines += [
+                f"# Port: {ports.base} + the last four digits of the job's number; where that is taken, a free one."
+            ]
+            first = f"$(({ports.base} + SLURM_JOB_ID % 10000))"
+        port = f"--port {first} --fallback-ports {ports.low}-{ports.high}"
         address = f'--hostname {shlex.quote(service.host)} {port} --allow-host "$SLURMD_NODENAME"'
     key = "--no-auth" if service.key_file is None else f"--api-key-file {shlex.quote(service.key_file)}"
     options = " ".join([*named, *map(shlex.quote, service.options)])
@@ -162,7 +165,7 @@ def gate_script(launch: Launch, python: str) -> str:
         [
             "#!/bin/bash",
             f'# Ends when the server "{launch.name}" takes requests: others wait for it by --dependency=afterok:ID',
-            f"#SBATCH --job-name=penstock-{launch.name}-ready",
+            f"#SBATCH --job-name={launch.job_name}-ready",
             f"#SBATCH --output={launch.path}/ready.log",
             f"#SBATCH --chdir={launch.path}",
             "#SBATCH --ntasks=1",

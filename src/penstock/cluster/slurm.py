@@ -125,6 +125,19 @@ def cancel(ids: Sequence[str]) -> None:
         run("scancel", "--quiet", *ids)
 
 
+def default_limit(partition: str | None) -> int | None:
+    """Seconds that a job may run when it names no time limit; None for no limit, or where Slurm does not say."""
+    try:
+        out = run("sinfo", "--noheader", "--format=%P|%L|%l", *([f"--partition={partition}"] if partition else []))
+    except PenstockError:
+        return None
+    for line in out.splitlines():
+        name, default, longest = line.split("|")
+        if partition or name.endswith("*"):
+            return seconds(default) or seconds(longest)
+    return None
+
+
 def node_address(node: str) -> str | None:
     """The address that Slurm has for a node, for names that this machine cannot resolve."""
     try:

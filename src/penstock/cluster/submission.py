@@ -29,15 +29,19 @@ class Submitted:
     jobs: list[str]
 
 
-def plan_renewal(renewal: Renewal | None, resources: Resources) -> int | None:
+def time_limit(resources: Resources) -> int | None:
+    """Seconds that the job may run: as asked, or the partition's default. Raises UsageError."""
+    if resources.time is not None:
+        return seconds_of(resources.time)
+    return slurm.default_limit(resources.partition) if slurm.available("sinfo") else None
+
+
+def plan_renewal(renewal: Renewal | None, limit: int | None) -> int | None:
     """Minutes from the start of a job to the start of its successor. Raises UsageError."""
     if renewal is None:
         return None
-    if resources.time is None:
-        raise UsageError(
-            "--renew needs --time.", "The successor starts some time before the end.", "Add --time 3:00:00"
-        )
-    limit = seconds_of(resources.time)
+    if limit is None:
+        raise UsageError("--renew needs --time.", "A successor starts some time before the end.", "Add --time 3:00:00")
     if limit < 120:
         raise UsageError("--renew needs a --time of at least two minutes.", "Slurm counts the delay in minutes.")
     return max(1, (limit - min(LEAD, limit // 4)) // 60)
@@ -45,20 +49,22 @@ def plan_renewal(renewal: Renewal | None, resources: Resources) -> int | None:
 
 def draft(model: str, resources: Resources, service: Service, name: str | None) -> str:
     """The script as it would be submitted, written nowhere."""
-    launch = Launch(name or registry.name_for(model), registry.root() / (name or registry.name_for(model)) / "0001")
-    return script(launch, resources, _with_key(service, launch))
+    called = registry.check_name(name) if name is not None else registry.name_for(model)
+    launch = Launch(called, registry.root() / called / "0001")
+    return script(launch, resources, _with_key(service, launch), time_limit(resources))
 
 
 def submit(name: str | None, resources: Resources, service: Service, renewal: Renewal | None) -> Submitted:
     """Write the script, hand it in, remember the job. Raises PenstockError; then nothing is left behind."""
-    minutes = plan_renewal(renewal, resources)
+    limit = time_limit(resources)
+    minutes = plan_renewal(renewal, limit)
     if not slurm.available("sbatch"):
         raise slurm.missing("sbatch")
     launch = fleet.reserve(name, service.model, fleet.ask_slurm())
     service = _with_key(service, launch)
     order = Order(service.model, service.key_file, minutes, service.drain_seconds, service.stage)
     try:
-        registry.fill(launch, order, script(launch, resources, service))
+        registry.fill(launch, order, script(launch, resources, service, limit))
         jobs = [slurm.submit(launch.script)]
     except BaseException:
         registry.drop(launch)
