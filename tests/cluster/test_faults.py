@@ -104,7 +104,7 @@ def test_the_script_can_be_read_first(user: User) -> None:
     done = user.run(
         "submit", "demo", "--dry-run", "--partition", "main", "--time", "1:00:00", "--gpus", "toy:1",
         "--quantize", "int8", "--max-batch-size", "7", "--no-prefix-caching", "--port", "4321",
-        "--allow-host", "a.example", "--allow-host", "b.example",
+        "--allow-host", "a.example", "--allow-host", "b.example", "--chat-template", "own.jinja",
         HF_TOKEN="hf_secret", HF_HOME="/models",
     )  # fmt: skip
     script = done.stdout.decode()
@@ -119,6 +119,7 @@ def test_the_script_can_be_read_first(user: User) -> None:
         "--no-prefix-caching",
         "--allow-host a.example --allow-host b.example",
         "export HF_HOME=/models",
+        f"--chat-template {Path.cwd()}/own.jinja",
     ):
         assert part in script
     assert "hf_secret" not in script

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -14,8 +15,9 @@ from penstock.cli.options import COUNT, FiniteFloat, Whole, stack
 from penstock.cli.serve import PORT, serve
 from penstock.errors import UsageError
 
-_OWN = ("model", "host", "port", "uds", "fallback_ports", "api_key_file", "no_auth", "json_ready", "drain_seconds")
-_MEANINGLESS = ("model_id", "ask", "launcher", "env", "api_key", "debug", "allow_host_of_node")
+# Options of `penstock serve` that are ours here, and those that mean nothing in a job (a key must not be typed at all).
+_OWN = ("host", "port", "uds", "fallback_ports", "api_key_file", "no_auth", "json_ready", "drain_seconds")
+_MEANINGLESS = ("model_id", "ask", "launcher", "env", "api_key", "debug")
 PASSED = [param for param in serve.params if isinstance(param, click.Option)]
 PASSED = [param for param in PASSED if param.name not in (*_OWN, *_MEANINGLESS)]
 
@@ -148,8 +150,6 @@ def _follow(done: Any, options: dict[str, Any], as_json: bool) -> int | None:
 
 def _model(model: str) -> str:
     """A folder gets its full path, for the job runs elsewhere; anything else stays what it is."""
-    from pathlib import Path
-
     folder = Path(model).expanduser()
     try:
         return str(folder.resolve()) if model != "demo" and folder.exists() else model
@@ -182,7 +182,8 @@ def _passed(options: dict[str, Any]) -> Iterator[str]:
             for item in value:
                 yield from (flag, str(item))
         elif value is not None:
-            yield from (flag, str(value))
+            file = option.metavar == "FILE"  # the job runs in another folder
+            yield from (flag, str(Path(value).expanduser().absolute()) if file else str(value))
 
 
 def _unknown_to_tgi(options: Iterable[click.Option]) -> Iterator[click.Option]:
@@ -190,8 +191,6 @@ def _unknown_to_tgi(options: Iterable[click.Option]) -> Iterator[click.Option]:
     for option in options:
         own = copy.copy(option)
         own.envvar = None
-        if own.name == "host":
-            continue
         own.opts = [name for name in option.opts if name.startswith("--")] or option.opts  # -p is the partition here
         yield own
 
