@@ -99,6 +99,8 @@ def reserve(name: str | None, model: str, jobs: Jobs) -> Launch:
     for number in range(1, 1000):
         candidate = base if number == 1 else f"{base}-{number}"
         last = next(iter(registry.launches(candidate)[-1:]), None)
+        if last is not None and jobs is not None and not jobs_of(last, jobs):
+            jobs = ask_slurm()  # its job may be younger than what we know
         taken = "" if last is None else _taken(last, jobs)
         if not taken:
             launch = registry.claim(candidate, last)

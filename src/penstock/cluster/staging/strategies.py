@@ -22,8 +22,9 @@ from penstock.cluster.staging.crew import Crew, LeaderFailed
 from penstock.cluster.staging.manifest import Manifest
 from penstock.errors import PenstockError, UsageError
 
-SHORT, LONG = 1, 4  # pieces of the two rounds
-HOPELESS = 2.0  # times slower than the best after the first round: left out of the second
+ROUNDS = (1, 4, 8)  # pieces that each way brings in a round: the first one also warms up
+FINALISTS = 2  # ways that reach the last round
+HOPELESS = 4.0  # times slower than the best after the first round: left out of the others
 SMALL = 32 * 2**20  # bytes that are brought faster than they are measured
 
 
@@ -124,7 +125,8 @@ def bring_all(ground: Ground, known: Sequence[Strategy], say: Callable[[str], No
         return bring(known[0], ground, 0, len(pieces))
     cursor, left = 0, list(known)
     timings: dict[str, list[Timing]] = {strategy.name: [] for strategy in known}
-    for count in (SHORT, LONG):
+    rates: dict[Strategy, float] = {}
+    for count in ROUNDS:
         for strategy in list(left):
             timing = _sample(strategy, ground, cursor, min(cursor + count, len(pieces)))
             if timing.problem:
@@ -134,7 +136,9 @@ def bring_all(ground: Ground, known: Sequence[Strategy], say: Callable[[str], No
             timings[strategy.name].append(timing)
             cursor += 0 if strategy is SBCAST else count
         rates = {strategy: _predicted(timings[strategy.name], ground.manifest.total) for strategy in left}
-        left = [strategy for strategy in left if rates[strategy] <= HOPELESS * min(rates.values())]
+        left = sorted((s for s in left if rates[s] <= HOPELESS * min(rates.values())), key=lambda s: rates[s])
+        if count == ROUNDS[-2]:
+            left = left[:FINALISTS]
     best = min(left, key=lambda strategy: rates[strategy])
     shown = ", ".join(f"{s.name} {rates[s]:.1f} s" for s in sorted(left, key=lambda strategy: rates[strategy]))
     say(f"{best.name} ({best.meaning}); predicted for all of it: {shown}")
@@ -154,14 +158,9 @@ def _sample(strategy: Strategy, ground: Ground, first: int, last: int) -> Timing
 
 
 def _predicted(timings: Sequence[Timing], total: int) -> float:
-    """Seconds for the whole model: from two sizes, a fixed part and a part that grows."""
-    if len(timings) == 1 or timings[-1].size <= timings[0].size:
-        return timings[-1].seconds * total / max(timings[-1].size, 1)
-    short, long = timings[0], timings[-1]
-    rate = (long.seconds - short.seconds) / (long.size - short.size)
-    if rate <= 0:  # noise: then the longer one counts
-        return long.seconds * total / long.size
-    return max(short.seconds - rate * short.size, 0.0) + rate * total
+    """Seconds for the whole model, at the speed of all rounds but the first, which warms up."""
+    counted = timings[1:] or timings
+    return sum(timing.seconds for timing in counted) * total / max(sum(timing.size for timing in counted), 1)
 
 
 def _sample_sbcast(ground: Ground, first: int, last: int) -> Timing:
