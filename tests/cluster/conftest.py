@@ -18,6 +18,7 @@ from . import slurm
 from .slurm import Cluster
 
 NOBODY = 65534
+TOKEN = "hf_" + "x" * 34
 
 
 @pytest.fixture(scope="session")
@@ -76,7 +77,7 @@ def user(cluster: Cluster, tmp_path: Path) -> Iterator[User]:
 def resident(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[User]:
     """A user whose server `demo` is ready; tests share it and leave it as it is."""
     found = User(cluster, tmp_path_factory.mktemp("home"))
-    found.submit("demo", "--name", "demo")
+    found.submit("demo", "--name", "demo", HF_TOKEN=TOKEN, API_KEY=TOKEN)
     yield found
     found.run("stop", "--all")
 

@@ -26,7 +26,7 @@ SlurmctldPort={port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={dir}/munge.sock,cred_expire=3
+AuthInfo=socket={dir}/munge.sock,cred_expire=5
 CredType=cred/munge
 SlurmctldPidFile={dir}/slurmctld.pid
 SlurmdPidFile={dir}/slurmd.%n.pid
@@ -97,7 +97,8 @@ class Cluster:
             state = self.run("squeue", "--noheader", f"--jobs={job}", "--states=all", "--format=%T")
             if state in states:
                 return state
-            assert time.monotonic() < end, f"job {job} is {state}, not {states}"
+            why = self.run("squeue", "--noheader", f"--jobs={job}", "--states=all", "--format=%r %S")
+            assert time.monotonic() < end, f"job {job} is {state} ({why}), not {states}"
             time.sleep(0.2)
 
     def stop(self) -> None:

@@ -34,7 +34,7 @@ class Client(threading.Thread):
     def end(self) -> None:
         self._enough.set()
         self.join(90)
-        assert len(self.answers) >= 2
+        assert self.answers
         lost = [
             done.stderr.decode() for done in self.answers if done.returncode != 0 or b"partitions" not in done.stdout
         ]
@@ -47,7 +47,7 @@ def test_a_preempted_server_comes_back(user: User) -> None:
     client = Client(user, "guest")
     client.start()
     out = f"--output={user.home}/hog"
-    hog = user.cluster.run("sbatch", "--parsable", "-w", ready["node"], "-c", "8", out, "--wrap=sleep 2")
+    hog = user.cluster.run("sbatch", "--parsable", "-w", ready["node"], "-c", "8", out, "--wrap=sleep 1")
     user.cluster.wait_state(hog, "COMPLETED")
     user.cluster.wait_state(ready["job"], "RUNNING")
     again = user.json("url", "guest", "--wait")

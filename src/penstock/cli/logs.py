@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from penstock.cluster.registry import Launch
 
 GLANCE = 0.5  # seconds between two looks at the file
-ASK = 10.0  # seconds between two questions to Slurm
+ASK = 5.0  # seconds between two questions to Slurm
 
 
 @click.command(short_help="Show what a server in a Slurm job prints.")
