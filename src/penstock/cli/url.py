@@ -38,9 +38,19 @@ def url(
     target = fleet.find(name, fleet.ask_slurm())
     server = target.server
     if as_json:
-        fields = {"name": name, "job": server.job, "node": server.node, "url": server.url, "socket": server.socket}
-        fields |= {"host": server.host, "port": server.port, "key_file": server.key_file}
-        click.echo(json.dumps({**fields, "model": server.model, "reachable_from_here": target.reached}))
+        record = {
+            "name": name,
+            "job": server.job,
+            "node": server.node,
+            "url": server.url,
+            "socket": server.socket,
+            "host": server.host,
+            "port": server.port,
+            "key_file": server.key_file,
+            "model": server.model,
+            "reachable_from_here": target.reached,
+        }
+        click.echo(json.dumps(record))
         return
     click.echo(server.url or server.socket)
     if server.key_file is not None:

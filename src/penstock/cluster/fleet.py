@@ -20,7 +20,7 @@ LOG_LINES = 4  # of a job that ended before it was ready
 Jobs = dict[str, slurm.Job] | None  # None: Slurm cannot be asked here
 
 
-class Server(msgspec.Struct, frozen=True):
+class Server(msgspec.Struct, frozen=True, kw_only=True):
     """One job of a launch. left: seconds until its time limit; key_file: None for a server without a key.
 
     state: pending, starting, ready, leaving, silent (it says it is ready, but not lately), ended. why: the reason of a
@@ -35,13 +35,13 @@ class Server(msgspec.Struct, frozen=True):
     url: str | None
     socket: str | None
     key_file: str | None
-    partition: str
-    left: int | None
-    tokens_per_second: float
-    running: int
-    waiting: int
-    why: str
-    log: str
+    partition: str = ""
+    left: int | None = None
+    tokens_per_second: float = 0.0
+    running: int = 0
+    waiting: int = 0
+    why: str = ""
+    log: str = ""
     host: str | None = None
     port: int | None = None
 

@@ -157,10 +157,10 @@ def _through_srun(server: Server, client: socket.socket) -> None:
     if not slurm.available("srun"):
         raise EnvironmentFault(f"{server.node} cannot be reached from here, and there is no srun.")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") or k == "SLURM_CONF"}
-    with client.makefile("rwb", buffering=0) as stream:
-        done = subprocess.run(
-            srun_relay(server), stdin=stream, stdout=stream, stderr=subprocess.PIPE, env=environment, check=False
-        )
+    stream = client.fileno()
+    done = subprocess.run(
+        srun_relay(server), stdin=stream, stdout=stream, stderr=subprocess.PIPE, env=environment, check=False
+    )
     if done.returncode != 0:
         raise EnvironmentFault(
             done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:][0][:200] or "srun failed"

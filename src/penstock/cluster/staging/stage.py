@@ -104,7 +104,7 @@ def places(site: Site, where: str) -> list[str]:
 def choose(offers: Answers, manifest: Manifest, say: Callable[[str], None]) -> Place:
     """The first place that has the model or room for it on all nodes. Raises ResourceError with the sums."""
     count = len(next(iter(offers.values()))["offers"])
-    reasons = []
+    reasons: list[str] = []
     for index in range(count):
         here = {node: answer["offers"][index] for node, answer in offers.items()}
         name = str(next(iter(here.values()))["place"])
