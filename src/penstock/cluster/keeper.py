@@ -105,6 +105,7 @@ class Keeper:
         elif self._endpoint is not None:
             if self._record.state == "starting" and web.healthy(self._endpoint):
                 self._set(state="ready", ready_at=time.time())
+                self._measure(self._endpoint)
                 self._renew()
             elif self._record.state == "ready":
                 self._measure(self._endpoint)
