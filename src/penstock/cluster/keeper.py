@@ -201,6 +201,9 @@ class Keeper:
 
     def _publish(self) -> None:
         self._published = time.monotonic()
+        if any(r.job == self._record.job and r.restart > self._record.restart for r in self._launch.records()):
+            self._leaving = self._leaving or "Slurm has given up this node: the job runs elsewhere"
+            return  # the record is the other's now
         try:
             self._launch.publish(self._record)
         except OSError as error:  # a full quota must not end the server
