@@ -94,7 +94,12 @@ def test_what_stale_files_say_is_not_believed(user: User) -> None:
     (launch / "servers" / "torn").rename(launch / "servers" / "999998")
     assert user.server("old")["state"] == "ended"
     check_error(user.run("url", "old"), 3, "does not take requests")
-    again = json.loads(user.run("submit", "demo", "--name", "old", "--json", "--sbatch=--hold").stdout)
+    resubmission = ("submit", "demo", "--name", "old", "--json", "--sbatch=--hold")
+    check_error(
+        user.run(*resubmission), 2, "it is being submitted"
+    )  # so young that Slurm may not have been asked since
+    os.utime(launch, (1, 1))
+    again = json.loads(user.run(*resubmission).stdout)
     assert Path(again["script"]).parent.name == "0002"
 
 

@@ -99,8 +99,6 @@ def reserve(name: str | None, model: str, jobs: Jobs) -> Launch:
     for number in range(1, 1000):
         candidate = base if number == 1 else f"{base}-{number}"
         last = next(iter(registry.launches(candidate)[-1:]), None)
-        if last is not None and jobs is not None and not jobs_of(last, jobs):
-            jobs = ask_slurm()  # its job may be younger than what we know
         taken = "" if last is None else _taken(last, jobs)
         if not taken:
             launch = registry.claim(candidate, last)
@@ -226,15 +224,16 @@ def log_tail(launch: Launch, job: str, count: int = LOG_LINES) -> list[str]:
 
 def _taken(launch: Launch, jobs: Jobs) -> str:
     """Why a name is taken by its last launch; nothing when it is free."""
-    found = servers(launch, jobs)
-    if not found and not launch.jobs():
-        try:
-            young = launch.age() < BEING_SUBMITTED
-        except OSError:
-            young = False
-        return "it is being submitted at this moment" if young else ""
-    living = [server for server in found if server.alive]
-    return f"job {living[-1].job} is {living[-1].state}" if living else ""
+    living = [server for server in servers(launch, jobs) if server.alive]
+    if living:
+        return f"job {living[-1].job} is {living[-1].state}"
+    # A young launch of which Slurm said nothing may have got its job after Slurm was asked.
+    if jobs_of(launch, jobs or {}) or any(record.state == "ended" for record in launch.records()):
+        return ""
+    try:
+        return "it is being submitted at this moment" if launch.age() < BEING_SUBMITTED else ""
+    except OSError:
+        return ""
 
 
 def _server(launch: Launch, order: Order, job: str, record: Record | None, jobs: Jobs, now: float) -> Server:

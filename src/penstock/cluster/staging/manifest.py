@@ -49,12 +49,16 @@ class Manifest(msgspec.Struct, frozen=True):
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The files that a model needs: configuration, tokenizer, templates, safetensors or GGUF. Raises ModelError."""
+    """The files that a model needs: configuration, tokenizer, templates, safetensors or GGUF. Raises ModelError.
+
+    The largest come first, for the first pieces are what the ways of staging are measured on.
+    """
     names = [
         name
-        for name in sorted(os.listdir(folder))
+        for name in os.listdir(folder)
         if any(fnmatch.fnmatch(name, pattern) for pattern in (*ALLOW, "*.gguf")) and (folder / name).is_file()
     ]
+    names.sort(key=lambda name: (-(folder / name).stat().st_size, name))
     sources = [member(folder, name) for name in names]
     if not any(name.endswith((".safetensors", ".gguf")) for name in names):
         raise ModelError(f"{folder} has no weights to stage.", "", "Give a folder with *.safetensors.")
