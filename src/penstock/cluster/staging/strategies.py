@@ -24,7 +24,7 @@ from penstock.errors import PenstockError, UsageError
 
 ROUNDS = (1, 4, 8)  # pieces that each way brings in a round: the first one also warms up
 FINALISTS = 2  # ways that reach the last round
-HOPELESS = 4.0  # times slower than the best after the first round: left out of the others
+HOPELESS = 2.0  # times slower than the best after the first round: left out of the others
 SMALL = 32 * 2**20  # bytes that are brought faster than they are measured
 
 
@@ -124,6 +124,7 @@ def bring_all(ground: Ground, known: Sequence[Strategy], say: Callable[[str], No
     if len(known) == 1 or ground.manifest.total < SMALL:
         return bring(known[0], ground, 0, len(pieces))
     cursor, left = 0, list(known)
+    bring(DIRECT, ground, 0, 0)  # the leaders' first command is slower than others
     timings: dict[str, list[Timing]] = {strategy.name: [] for strategy in known}
     rates: dict[Strategy, float] = {}
     for count in ROUNDS:
