@@ -35,14 +35,13 @@ _NUMBER = re.compile(r"\d{4,}", re.ASCII)
 
 
 class Order(msgspec.Struct, frozen=True):
-    """What was asked for. command: how the server is started; renew_minutes: when a successor starts, after the start
-    of each job (None: never); drain_seconds: for running requests at the end."""
+    """What was asked for. renew_minutes: when a successor starts, after the start of each job (None: never);
+    drain_seconds: for running requests at the end."""
 
     model: str
     key_file: str | None
     renew_minutes: int | None = None
     drain_seconds: float = 25.0
-    staged: bool = False
 
 
 class Record(msgspec.Struct, frozen=True):

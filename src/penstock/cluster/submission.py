@@ -62,7 +62,7 @@ def submit(name: str | None, resources: Resources, service: Service, renewal: Re
         raise slurm.missing("sbatch")
     launch = fleet.reserve(name, service.model, fleet.ask_slurm())
     service = _with_key(service, launch)
-    order = Order(service.model, service.key_file, minutes, service.drain_seconds, service.stage)
+    order = Order(service.model, service.key_file, minutes, service.drain_seconds)
     try:
         registry.fill(launch, order, script(launch, resources, service, limit))
         jobs = [slurm.submit(launch.script)]
