@@ -24,6 +24,7 @@ from penstock.models.config import DecoderConfig, WeightMap
 from penstock.models.decoder import Decoder, KVCache
 from penstock.models.families import describe
 from penstock.plan.memory import Footprint, KVPlan, human, longest_that_fits, plan_kv
+from penstock.plan.work import StepCost
 
 HEAD_ROWS = 64  # rows of scores at a time where every prompt position is scored
 _STEP_TOKENS = 2048  # default budget of a step: enough rows for full speed of the matrix products
@@ -36,6 +37,7 @@ class LoadedModel:
     decoder: Decoder
     cache: KVCache
     limits: Limits
+    cost: StepCost
 
 
 def load_model(config: EngineConfig, on_stage: Callable[[Stage], None]) -> LoadedModel:
@@ -52,12 +54,13 @@ def load_model(config: EngineConfig, on_stage: Callable[[Stage], None]) -> Loade
     if config.quantize not in FORMATS:
         raise UsageError(f"unknown format {config.quantize!r}", hint=f"--quantize takes {', '.join(FORMATS)}")
     form = FORMATS[config.quantize]
-    entries = read_checkpoint(folder)
+    entries = None if config.dummy_weights else read_checkpoint(folder)
     weight_bytes = _weight_bytes(entries, decoder_config, names, dtype, form)
     stored = "" if config.quantize == "none" else f", its matrices in {config.quantize} (--quantize)"
     clock.done("model", f"{decoder_config.family} decoder in {spelled}: {why} (--dtype){stored}")
 
-    limits, plan = _fit(config, decoder_config, dtype, weight_bytes)
+    cost = StepCost.of(decoder_config, form.weight_bytes or dtype.itemsize, dtype.itemsize)
+    limits, plan = _fit(config, decoder_config, dtype, weight_bytes, cost.weight_size)
     kv_token = plan.kv_bytes // (plan.num_blocks * plan.block_size)
     kv_text = (
         f"{plan.num_blocks * plan.block_size} tokens x {human(kv_token)} = {human(plan.kv_bytes)} "
@@ -67,8 +70,9 @@ def load_model(config: EngineConfig, on_stage: Callable[[Stage], None]) -> Loade
 
     decoder = Decoder.load(entries, decoder_config, names, dtype, limits.max_total_tokens, form)
     cache = decoder.new_cache(plan.num_blocks, plan.block_size)
-    clock.done("load", f"{human(weight_bytes)} of weights, {torch.get_num_threads()} threads")
-    return LoadedModel(decoder, cache, limits)
+    kind = "random weights (--dummy-weights)" if entries is None else "weights"
+    clock.done("load", f"{human(weight_bytes)} of {kind}, {torch.get_num_threads()} threads")
+    return LoadedModel(decoder, cache, limits, cost)
 
 
 class _Clock:
@@ -84,10 +88,14 @@ class _Clock:
 
 
 def _weight_bytes(
-    entries: dict[str, TensorEntry], config: DecoderConfig, names: WeightMap, dtype: torch.dtype, form: Format
+    entries: dict[str, TensorEntry] | None, config: DecoderConfig, names: WeightMap, dtype: torch.dtype, form: Format
 ) -> int:
-    """Bytes of the weights as they will be kept; a tied matrix is kept twice, as table and as packed head."""
+    """Bytes of the weights as they will be kept; a tied matrix is kept twice, as table and as packed head. entries:
+    None for random weights."""
     size = form.weight_bytes or dtype.itemsize
+    if entries is None:
+        cost = StepCost.of(config, size, dtype.itemsize)
+        return int(cost.weights * size + cost.head * (size + dtype.itemsize))
     total = 0.0
     for name, entry in entries.items():
         matrix = len(entry.shape) == 2 and name != names.embedding
@@ -97,7 +105,9 @@ def _weight_bytes(
     return int(total)
 
 
-def _fit(config: EngineConfig, decoder: DecoderConfig, dtype: torch.dtype, weight_bytes: int) -> tuple[Limits, KVPlan]:
+def _fit(
+    config: EngineConfig, decoder: DecoderConfig, dtype: torch.dtype, weight_bytes: int, weight_size: float
+) -> tuple[Limits, KVPlan]:
     """Derive every limit that was not given, and check that it all fits."""
     rows = config.max_batch_size or min(config.max_concurrent_requests, 128)
     budget = config.max_batch_prefill_tokens or _STEP_TOKENS
@@ -140,6 +150,7 @@ def _fit(config: EngineConfig, decoder: DecoderConfig, dtype: torch.dtype, weigh
         max_batch_prefill_tokens=budget,
         max_batch_size=rows,
         dtype=str(dtype).removeprefix("torch."),
+        weight_size=weight_size,
     )
     return limits, plan
 

@@ -76,14 +76,39 @@ class TensorReader:
         return out if raw is out else out.copy_(raw)
 
 
+class RandomReader:
+    """Stands in for a TensorReader where there is no checkpoint: every tensor is random, every norm's weight is one.
+
+    The numbers repeat after a prime number of them, so that no two rows of a matrix are alike and a gigabyte takes a
+    moment.
+    """
+
+    _PERIOD = 999_983
+    _SPREAD = 0.02
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.entries: dict[str, TensorEntry] = {}
+        generator = torch.Generator().manual_seed(0)
+        self._numbers = (torch.randn(self._PERIOD, generator=generator) * self._SPREAD).to(dtype)
+
+    def __call__(self, name: str, shape: tuple[int, ...], out: Tensor | None = None) -> Tensor:
+        out = torch.empty(shape, dtype=self._numbers.dtype) if out is None else out
+        if len(shape) == 1:
+            return out.fill_(0.0 if name.endswith(".bias") else 1.0)
+        for part in out.view(-1).split(self._PERIOD):
+            part.copy_(self._numbers[: len(part)])
+        return out
+
+
 def load_decoder(
-    entries: dict[str, TensorEntry], config: DecoderConfig, names: WeightMap, dtype: torch.dtype, form: Format
+    entries: dict[str, TensorEntry] | None, config: DecoderConfig, names: WeightMap, dtype: torch.dtype, form: Format
 ) -> DecoderWeights:
     """Read and pack every tensor of the decoder. Raises ModelError for what does not fit.
 
-    dtype: what is computed in; form: how the matrices are stored.
+    entries: of the checkpoint, or None for random weights. dtype: what is computed in; form: how the matrices are
+    stored.
     """
-    read = TensorReader(entries, dtype)
+    read = RandomReader(dtype) if entries is None else TensorReader(entries, dtype)
     hidden, wide = config.hidden_size, config.intermediate_size
     q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
 
@@ -122,7 +147,7 @@ def load_decoder(
     return DecoderWeights(embedding, layers, read(names.final_norm, (hidden,)), form.load(head))
 
 
-def _head(read: TensorReader, config: DecoderConfig, names: WeightMap, embedding: Tensor) -> Tensor:
+def _head(read: TensorReader | RandomReader, config: DecoderConfig, names: WeightMap, embedding: Tensor) -> Tensor:
     """The output matrix [vocab, hidden]. A checkpoint that says it is tied but stores another one means the other."""
     if config.tie_head and names.head not in read.entries:
         return embedding

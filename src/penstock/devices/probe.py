@@ -1,0 +1,119 @@
+"""What this machine's memory and arithmetic reach, measured in a few seconds: the yardstick of every benchmark.
+
+`python -m penstock.devices.probe` measures in a process of its own, with the threads of an engine; `measure` starts it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+from penstock.devices.threads import bind_threads
+from penstock.errors import EnvironmentFault
+
+READ_BYTES = 2**29  # far above any last-level cache
+SIDE = 2048  # of the square matrices that are multiplied
+SECONDS = 0.4  # for each quantity
+FORMATS = ("float32", "bfloat16", "int8")
+
+
+@dataclass(frozen=True)
+class MachineLimits:
+    """Measured limits. read_bytes_per_second: memory read by all threads, the median pass, for a memory bus has its
+    moods (best_read: the fastest); flops: operations a second of the matrix product of each format (a multiply-add is
+    two), the fastest, for only neighbours slow arithmetic down."""
+
+    threads: int
+    read_bytes_per_second: float
+    best_read: float
+    flops: dict[str, float]
+
+    def flops_of(self, weight_size: float) -> float:
+        """The limit for weights of so many bytes each: those of 8 bits and fewer are multiplied in 8 bits."""
+        name = "int8" if weight_size < 2 else "bfloat16" if weight_size < 4 else "float32"
+        return self.flops.get(name, self.flops["float32"])
+
+
+def measure(threads: int | None = None, seconds: float = SECONDS, *, products: bool = True) -> MachineLimits:
+    """Measure in a process of its own, so that neither a loaded model nor a missing torch is in the way.
+
+    products: also measure matrix products, else the memory alone. Raises EnvironmentFault when that process fails.
+    """
+    command = [sys.executable, "-m", "penstock.devices.probe", "--seconds", str(seconds)]
+    command += [] if products else ["--memory"]
+    command += [] if threads is None else ["--threads", str(threads)]
+    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode != 0:
+        why = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise EnvironmentFault("the machine's limits could not be measured", why)
+    return MachineLimits(**json.loads(done.stdout))
+
+
+def _probe(threads: int, seconds: float, products: bool) -> MachineLimits:
+    import torch
+
+    from penstock.devices.cpu import zeros_on_demand
+
+    # filled, or every page would be the system's one page of zeros, which no memory has to deliver
+    memory = zeros_on_demand((READ_BYTES // 8,), torch.int64, huge=True).fill_(1)
+    reads = _times(memory.sum, seconds)
+    flops = {}
+    for name in FORMATS if products else ():
+        try:
+            flops[name] = 2.0 * SIDE**3 / min(_times(_product(name), seconds))
+        except RuntimeError:  # this build of torch, or this processor, has no such product
+            continue
+    return MachineLimits(threads, READ_BYTES / _median(reads), READ_BYTES / min(reads), flops)
+
+
+def _product(name: str) -> Callable[[], object]:
+    """A square matrix product as the engine does it in that format, its weights packed beforehand."""
+    import torch
+
+    if name == "int8":  # 8-bit activations without sign, 8-bit weights, the sums in float32
+        x = torch.randint(0, 255, (SIDE, SIDE), dtype=torch.uint8)
+        w = torch.ops.onednn.qlinear_prepack(torch.randint(-127, 127, (SIDE, SIDE), dtype=torch.int8), [SIDE, SIDE])
+        scales, zeros = torch.ones(SIDE), torch.zeros(SIDE, dtype=torch.int64)
+        return lambda: torch.ops.onednn.qlinear_pointwise(
+            x, 1.0, 128, w, scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        )
+    dtype = getattr(torch, name)
+    a, b = torch.randn(SIDE, SIDE).to(dtype), torch.randn(SIDE, SIDE).to(dtype)
+    if dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        packed = torch.ops.mkldnn._reorder_linear_weight(b, SIDE)
+        return lambda: torch.ops.mkldnn._linear_pointwise(a, packed, None, "none", [], "")
+    return lambda: torch.nn.functional.linear(a, b)
+
+
+def _times(call: Callable[[], object], seconds: float) -> list[float]:
+    """Seconds of each call, for that long and three times at least; the first call is not counted."""
+    call()
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < seconds:
+        since = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - since)
+    return times
+
+
+def _median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="for each quantity")
+    parser.add_argument("--memory", action="store_true", help="no matrix products")
+    args = parser.parse_args()
+    threads = bind_threads(args.threads)  # before torch is imported
+    print(json.dumps(asdict(_probe(threads, args.seconds, not args.memory))))
+
+
+if __name__ == "__main__":
+    main()
