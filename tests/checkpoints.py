@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -10,38 +11,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM
 
-SHAPE: dict[str, Any] = {
-    "vocab_size": 512,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "tie_word_embeddings": False,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-    "pad_token_id": 1,
-}
-
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {"model_type": "llama"},
-    "llama-tied-bias": {
-        "model_type": "llama",
-        "tie_word_embeddings": True,
-        "attention_bias": True,
-        "mlp_bias": True,
-    },
-    "mistral": {"model_type": "mistral", "sliding_window": 24},
-    "qwen2": {"model_type": "qwen2"},
-    "qwen2-window": {
-        "model_type": "qwen2",
-        "use_sliding_window": True,
-        "sliding_window": 20,
-        "max_window_layers": 1,
-    },
-    "qwen3": {"model_type": "qwen3", "head_dim": 32, "tie_word_embeddings": True},
-}
+from tests.families import SHAPES, Options
 
 ROPES: dict[str, dict[str, Any]] = {
     "linear": {"rope_type": "linear", "factor": 2.0},
@@ -63,22 +33,31 @@ CHAT_TEMPLATE = (
 
 
 def save_tiny(folder: Path, family: str, seed: int = 0, **overrides: Any) -> Path:
-    """Write a random model of a family (a key of FAMILIES) with its tokenizer into `folder`."""
+    """Write a random model of a family (a key of SHAPES) with its tokenizer into `folder`."""
+    save_model(folder, {**SHAPES[family], **overrides}, seed)
+    save_tokenizer(folder)
+    return folder
+
+
+def save_model(folder: Path, options: Options, seed: int = 0) -> Path:
+    """Write a random model of a configuration into `folder`. max_shard_size: of its files."""
     torch.manual_seed(seed)
-    options = {**SHAPE, **FAMILIES[family], **overrides}
+    options = copy.deepcopy(options)
     shards = options.pop("max_shard_size", "5GB")
     config = AutoConfig.for_model(**options)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():  # larger weights than the default, so that greedy text does not loop at once
         for name, parameter in model.named_parameters():
-            if "norm" in name:
+            if "norm" in name or ".ln_" in name:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
             elif name.endswith("bias"):
                 parameter.normal_(0, 0.1)
             else:
                 parameter.normal_(0, 0.12)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.normal_(0, 0.1)
     model.save_pretrained(folder, max_shard_size=shards)
-    save_tokenizer(folder)
     return folder
 
 

@@ -17,7 +17,7 @@ from penstock.engine.scheduler import Run
 from penstock.engine.sequence import Sequence
 from penstock.engine.step import GATHERED, build_step
 from penstock.models.families import describe
-from tests.checkpoints import FAMILIES, ROPES, save_tiny
+from tests.checkpoints import ROPES, save_tiny
 from tests.engine.driver import generate
 
 NEW = 128
@@ -49,17 +49,6 @@ def reference(folder: Path, rows: list[list[int]], new: int = NEW) -> list[list[
 
 def requests(rows: list[list[int]], new: int = NEW) -> list[EngineRequest]:
     return [EngineRequest(id=i, prompt_ids=row, max_new_tokens=new, ignore_eos=True) for i, row in enumerate(rows)]
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_families_match_transformers(family: str, tmp_path: Path) -> None:
-    folder = save_tiny(tmp_path / "model", family)
-    rows = prompts()
-    expected = reference(folder, rows)
-    assert len({tuple(row) for row in expected}) == len(expected), "the reference degenerates; pick another seed"
-    engine = EngineLoop.load(EngineConfig(str(folder), dtype="float32"))
-    got = generate(engine, requests(rows))
-    assert [got[i].ids for i in range(len(rows))] == expected
 
 
 @pytest.mark.parametrize("kind", ROPES)
@@ -160,7 +149,7 @@ def test_one_long_sequence_does_not_widen_the_short_ones() -> None:
 
     runs = [decoding(i, 100 + i % 7) for i in range(31)] + [decoding(31, 8000)]
     runs += [decoding(32 + i, 3000) for i in range(40)]
-    step = build_step(runs, 16, dynamic_rope=False)
+    step = build_step(runs, 16, with_spans=False)
     gathered = sum(g.blocks.numel() * 16 for g in step.inputs.groups)
     assert gathered <= 2 * sum(len(run.sequence.ids) + 16 for run in runs)
     assert all(g.blocks.numel() * 16 <= GATHERED for g in step.inputs.groups if g.batch > 1)

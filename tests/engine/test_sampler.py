@@ -19,11 +19,21 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
+from penstock.engine import sampler
 from penstock.engine.request import EngineRequest, Sampling, Token
-from penstock.engine.sampler import BrokenScores, Watermark, choose, process, prompt_logprobs, uniform
+from penstock.engine.sampler import BrokenScores, Watermark, prompt_logprobs, uniform
 from penstock.engine.sequence import Sequence
 
 MARK = Watermark()
+
+
+def processed(raw: torch.Tensor, sequences: list[Sequence], watermark: Watermark) -> torch.Tensor:
+    sampler.process(scores := raw.clone(), sequences, watermark)
+    return scores
+
+
+def choose(raw: torch.Tensor, sequences: list[Sequence], watermark: Watermark) -> list[Token | BrokenScores]:
+    return sampler.choose(raw.clone(), sequences, watermark)
 
 
 def row(ids: list[int], **options: Any) -> Sequence:
@@ -69,7 +79,7 @@ def test_processors_match_transformers(
         typical_p=typical_p,
         repetition_penalty=repetition,
     )
-    got = process(raw.clone(), [sequence], MARK)
+    got = processed(raw.clone(), [sequence], MARK)
     ours, theirs = got.isfinite(), expected.isfinite()
     # sums over thousands of numbers may put one borderline token on either side
     assert int((ours != theirs).sum()) <= 1
@@ -91,13 +101,13 @@ def test_extreme_settings_still_choose(temperature: float, repetition: float) ->
 def test_top_p_beyond_the_first_candidates() -> None:
     """A flat distribution: the nucleus is wider than what is tried before a full sort."""
     raw = torch.zeros(1, 5000) + torch.arange(5000) * 1e-6
-    kept = int(process(raw, [row([1], top_p=0.9)], MARK).isfinite().sum())
+    kept = int(processed(raw, [row([1], top_p=0.9)], MARK).isfinite().sum())
     assert 4480 <= kept <= 4520
 
 
 def test_frequency_penalty_is_relative_to_the_length() -> None:
     raw = torch.zeros(1, 10)
-    got = process(raw, [row([3, 3, 3, 4], frequency_penalty=1.0)], MARK)[0]
+    got = processed(raw, [row([3, 3, 3, 4], frequency_penalty=1.0)], MARK)[0]
     assert got[3].item() == pytest.approx(-0.75)
     assert got[4].item() == pytest.approx(-0.25)
     assert got[5].item() == 0
@@ -105,9 +115,9 @@ def test_frequency_penalty_is_relative_to_the_length() -> None:
 
 def test_watermark_lifts_a_green_list_of_the_previous_token() -> None:
     raw = torch.zeros(1, 1000)
-    first = process(raw, [row([3, 7], watermark=True)], Watermark(0.25, 4.0))
-    again = process(raw, [row([9, 9, 7], watermark=True)], Watermark(0.25, 4.0))
-    other = process(raw, [row([3, 8], watermark=True)], Watermark(0.25, 4.0))
+    first = processed(raw, [row([3, 7], watermark=True)], Watermark(0.25, 4.0))
+    again = processed(raw, [row([9, 9, 7], watermark=True)], Watermark(0.25, 4.0))
+    other = processed(raw, [row([3, 8], watermark=True)], Watermark(0.25, 4.0))
     assert int((first == 4.0).sum()) == 250
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -198,15 +208,15 @@ def test_count_and_presence_penalty_are_over_the_output() -> None:
     """OpenAI's: score -= count * count_penalty + (count > 0) * presence_penalty; the prompt does not count."""
     sequence = row([3, 3, 5], count_penalty=0.5, presence_penalty=0.25)
     raw = torch.zeros(1, 10)
-    assert torch.equal(process(raw, [sequence], MARK), raw)
+    assert torch.equal(processed(raw, [sequence], MARK), raw)
     sequence.ids += [4, 4, 4, 3]
-    got = process(raw, [sequence], MARK)[0]
+    got = processed(raw, [sequence], MARK)[0]
     assert got[4].item() == pytest.approx(-3 * 0.5 - 0.25)
     assert got[3].item() == pytest.approx(-0.5 - 0.25)
     assert got[5].item() == 0
     negative = row([1], count_penalty=-2.0)
     negative.ids += [4]
-    assert process(raw, [negative], MARK)[0, 4].item() == 2.0
+    assert processed(raw, [negative], MARK)[0, 4].item() == 2.0
 
 
 def test_a_bias_bans_and_forces() -> None:
@@ -219,7 +229,7 @@ def test_a_bias_bans_and_forces() -> None:
     assert isinstance(token, Token)
     assert token.id == worst
     assert token.logprob == pytest.approx(0.0, abs=1e-3)
-    got = process(raw, [row([1], logit_bias={7: 1.5, 9: -2.0})], MARK) - raw
+    got = processed(raw, [row([1], logit_bias={7: 1.5, 9: -2.0})], MARK) - raw
     assert got[0, 7].item() == pytest.approx(1.5, abs=1e-5)
     assert got[0, 9].item() == pytest.approx(-2.0, abs=1e-5)
     assert int((got != 0).sum()) == 2
@@ -229,7 +239,7 @@ def test_a_bias_bans_and_forces() -> None:
 def test_min_p_matches_transformers(min_p: float) -> None:
     raw = scores(9)
     expected = MinPLogitsWarper(min_p)(torch.tensor([[1]]), raw.clone())
-    got = process(raw, [row([1], min_p=min_p)], MARK)
+    got = processed(raw, [row([1], min_p=min_p)], MARK)
     assert torch.equal(got.isfinite(), expected.isfinite())
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+_FORMATS = ("none", "bf16", "int8", "int4", "auto")
 _NEAREST = {"eetq": "int8", "bitsandbytes": "int8", "bitsandbytes-nf4": "int4", "bitsandbytes-fp4": "int4"}
 _STORED = ("awq", "compressed-tensors", "exl2", "gptq", "marlin", "fp8")
 
@@ -87,9 +88,9 @@ class WeightFormat(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The name as it was given."""
-        if value in ("none", "int8", "int4", *_NEAREST, *_STORED):
+        if value in (*_FORMATS, *_NEAREST, *_STORED):
             return str(value)
-        self.fail(f"{value!r} is not one of none, int8, int4", param, ctx)
+        self.fail(f"{value!r} is not one of {', '.join(_FORMATS)}", param, ctx)
 
 
 COUNT = Whole(1)
@@ -107,10 +108,10 @@ engine_options = stack(
     click.option(
         "--quantize",
         type=WeightFormat(),
-        metavar="[none|int8|int4]",
+        metavar=f"[{'|'.join(_FORMATS)}]",
         default="none",
         show_default=True,
-        help="Keep the weights in 8 or 4 bits: a half or a third of bfloat16's memory, and faster.",
+        help="Keep the weights in 8 or 4 bits: a half or a third of the memory, and faster. auto: what fits.",
     ),
     click.option("--dummy-weights", is_flag=True, help="Random weights: config.json is all that MODEL needs."),
     click.option("--max-batch-size", type=COUNT, help="Sequences that run together.  [default: from memory]"),

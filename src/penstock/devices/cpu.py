@@ -19,21 +19,26 @@ def fast_bfloat16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and any("bf16" in flag for flag in flags())
 
 
-def choose_dtype(asked: str, checkpoint: str | None) -> tuple[torch.dtype, str]:
+def choose_dtype(asked: str, checkpoint: str | None, packed: bool, quantized: bool) -> tuple[torch.dtype, str]:
     """The data type to compute in, and why.
 
-    asked: auto, float32, bfloat16 or float16; checkpoint: the type that config.json names. `auto` takes bfloat16
-    where the processor multiplies it natively and the checkpoint is half precision, else float32.
+    asked: auto, float32, bfloat16 or float16; checkpoint: the type that config.json names; packed: whether there are
+    products of our own, which take bfloat16 on any processor; quantized: whether the matrices are in fewer bits.
+    `auto` takes bfloat16 where that is fast and loses nothing that the checkpoint or the matrices have, else float32.
     """
     if asked != "auto":
         if asked not in DTYPES:
             raise UsageError(f"unknown dtype {asked!r}", hint=f"choose one of auto, {', '.join(DTYPES)}")
         return DTYPES[asked], "asked for"
-    if checkpoint in ("bfloat16", "float16") and fast_bfloat16():
+    if quantized and packed:
+        return torch.bfloat16, "what quantized matrices multiply"
+    if checkpoint not in ("bfloat16", "float16"):
+        return torch.float32, f"the checkpoint is {checkpoint or 'of unstated type'}"
+    if fast_bfloat16():
         return torch.bfloat16, f"the checkpoint is {checkpoint} and the processor has bf16"
-    if checkpoint in ("bfloat16", "float16"):
-        return torch.float32, "the processor has no fast bf16"
-    return torch.float32, f"the checkpoint is {checkpoint or 'of unstated type'}"
+    if packed:
+        return torch.bfloat16, f"the checkpoint is {checkpoint} and half the bytes are read faster"
+    return torch.float32, "the processor has no fast bf16"
 
 
 def zeros_on_demand(shape: tuple[int, ...], dtype: torch.dtype, huge: bool = False) -> torch.Tensor:

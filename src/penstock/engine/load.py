@@ -19,10 +19,12 @@ from penstock.engine.step import GATHERED
 from penstock.errors import ResourceError, UsageError
 from penstock.formats import FORMATS, Format
 from penstock.hub.checkpoint import TensorEntry, read_checkpoint
+from penstock.kernels import products
 from penstock.kernels.attention import SCORES
 from penstock.models.config import DecoderConfig, WeightMap
-from penstock.models.decoder import Decoder, KVCache
+from penstock.models.decoder import Decoder
 from penstock.models.families import describe
+from penstock.models.inputs import KVCache
 from penstock.plan.memory import Footprint, KVPlan, human, longest_that_fits, plan_kv
 from penstock.plan.work import StepCost
 
@@ -46,18 +48,13 @@ def load_model(config: EngineConfig, on_stage: Callable[[Stage], None]) -> Loade
     The fit is checked before a weight is read. Raises PenstockError of the fitting kind.
     """
     clock = _Clock(on_stage)
-    keep_freed_memory()
     folder = Path(config.model_path)
     decoder_config, names = describe(folder, config.rope_scaling, config.rope_factor)
-    dtype, why = choose_dtype(config.dtype, decoder_config.dtype)
-    spelled = str(dtype).removeprefix("torch.")
-    if config.quantize not in FORMATS:
-        raise UsageError(f"unknown format {config.quantize!r}", hint=f"--quantize takes {', '.join(FORMATS)}")
-    form = FORMATS[config.quantize]
     entries = None if config.dummy_weights else read_checkpoint(folder)
+    name, dtype, text = _choose_format(config, decoder_config, names, entries)
+    form = FORMATS[name]
     weight_bytes = _weight_bytes(entries, decoder_config, names, dtype, form)
-    stored = "" if config.quantize == "none" else f", its matrices in {config.quantize} (--quantize)"
-    clock.done("model", f"{decoder_config.family} decoder in {spelled}: {why} (--dtype){stored}")
+    clock.done("model", f"{decoder_config.family} decoder {text}")
 
     cost = StepCost.of(decoder_config, form.weight_bytes or dtype.itemsize, dtype.itemsize)
     limits, plan = _fit(config, decoder_config, dtype, weight_bytes, cost.weight_size)
@@ -69,10 +66,31 @@ def load_model(config: EngineConfig, on_stage: Callable[[Stage], None]) -> Loade
     clock.done("KV memory", f"weights {human(weight_bytes)} + KV {kv_text}")
 
     decoder = Decoder.load(entries, decoder_config, names, dtype, limits.max_total_tokens, form)
+    keep_freed_memory()  # from here on: what loading frees is not needed again
     cache = decoder.new_cache(plan.num_blocks, plan.block_size)
     kind = "random weights (--dummy-weights)" if entries is None else "weights"
     clock.done("load", f"{human(weight_bytes)} of {kind}, {torch.get_num_threads()} threads")
     return LoadedModel(decoder, cache, limits, cost)
+
+
+def _choose_format(
+    config: EngineConfig, decoder: DecoderConfig, names: WeightMap, entries: dict[str, TensorEntry] | None
+) -> tuple[str, torch.dtype, str]:
+    """The name of the format, the working type, and both in words."""
+    asked = config.quantize
+    if asked not in (*FORMATS, "bf16", "auto"):
+        raise UsageError(f"unknown format {asked!r}", hint=f"--quantize takes {', '.join(FORMATS)}, bf16, auto")
+    name, reason = {"bf16": "none", "auto": "none"}.get(asked, asked), ""
+    if asked == "auto" and products.COMPILED:
+        half = available_bytes() // 2
+        fits = _weight_bytes(entries, decoder, names, torch.bfloat16, FORMATS["int8"]) <= half
+        name = "int8" if fits else "int4"
+        reason = ": half the bytes of bfloat16" if fits else ": 8 bits would take half of the free memory"
+    dtype, why = choose_dtype(
+        "bfloat16" if asked == "bf16" else config.dtype, decoder.dtype, products.COMPILED, name != "none"
+    )
+    stored = "" if name == "none" else f", its matrices in {name}{reason} (--quantize)"
+    return name, dtype, f"in {str(dtype).removeprefix('torch.')}: {why} (--dtype){stored}"
 
 
 class _Clock:
@@ -95,13 +113,16 @@ def _weight_bytes(
     size = form.weight_bytes or dtype.itemsize
     if entries is None:
         cost = StepCost.of(config, size, dtype.itemsize)
-        return int(cost.weights * size + cost.head * (size + dtype.itemsize))
+        return int(cost.parameters * size + cost.head * (size + dtype.itemsize))
+    names = names.found_in(entries)
+    tables = {names.embedding_tensor, f"{names.base}{names.positions}.weight"}
     total = 0.0
     for name, entry in entries.items():
-        matrix = len(entry.shape) == 2 and name != names.embedding
-        total += prod(entry.shape) * (size if matrix else dtype.itemsize)
-    if config.tie_head and names.head not in entries and (dtype == torch.bfloat16 or form.weight_bytes):
-        total += config.vocab_size * config.hidden_size * size
+        if len(entry.shape) <= 3:  # masks that old checkpoints store have four axes
+            matrix = len(entry.shape) >= 2 and name not in tables
+            total += prod(entry.shape) * (size if matrix else dtype.itemsize)
+    if config.tie_head and names.head_tensor not in entries and (dtype == torch.bfloat16 or form.weight_bytes):
+        total += config.vocab_size * (config.embedding_size or config.hidden_size) * size
     return int(total)
 
 
@@ -115,7 +136,7 @@ def _fit(
         raise UsageError("--max-batch-size and --max-batch-prefill-tokens must be at least 1")
     if not 0 < config.memory_fraction <= 1 or not 0 <= config.watermark_gamma <= 1:
         raise UsageError("the memory fraction and --watermark-gamma are shares: above 0, at most 1")
-    kv_token = 2 * decoder.num_layers * decoder.num_kv_heads * decoder.head_dim * dtype.itemsize
+    kv_token = decoder.kv_elements * dtype.itemsize
     step = _step_bytes(decoder, dtype, budget, rows, config.max_total_tokens or decoder.max_positions)
     footprint = Footprint(weight_bytes, kv_token, step)
     available = available_bytes()
@@ -157,8 +178,8 @@ def _fit(
 
 def _step_bytes(decoder: DecoderConfig, dtype: torch.dtype, budget: int, rows: int, total: int) -> int:
     """The most that the intermediate results of one step take."""
-    wide = 4 * decoder.hidden_size + 3 * decoder.intermediate_size + 2 * decoder.num_heads * decoder.head_dim
-    gathered = 2 * decoder.num_kv_heads * decoder.head_dim * max(GATHERED, total)
+    wide = 4 * decoder.hidden_size + 3 * decoder.mlp_width + 2 * decoder.num_heads * decoder.head_width
+    gathered = 2 * decoder.num_kv_heads * decoder.head_width * max(GATHERED, total)
     scores = 3 * min(SCORES, decoder.num_heads * max(budget, rows) * total)
     logits = max(rows, HEAD_ROWS) * decoder.vocab_size  # float32, and for draws a copy and probabilities
     return (budget * wide + gathered + scores) * dtype.itemsize + logits * 16

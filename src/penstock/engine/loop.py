@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from penstock.devices.crowd import Crowd
 from penstock.engine import sampler
 from penstock.engine.block_pool import BlockPool
 from penstock.engine.config import EngineConfig
@@ -62,11 +63,12 @@ class EngineLoop:
         self._sequences: dict[int, Sequence] = {}
         self._numbers = itertools.count()
         self._nonce = secrets.token_bytes(32)
-        self._dynamic_rope = model.decoder.config.rope.kind == "dynamic"
+        self._span_rope = model.decoder.config.span_rope
         self._eos = frozenset(model.limits.eos_ids)
         self._grammars = Grammars(Path(config.model_path), model.limits.vocab_size, model.limits.eos_ids)
         self._beginning: dict[Sequence, Future[Cursor]] = {}  # sequences whose grammar is being made
         self._held = HeldRows()
+        self._crowd = Crowd(torch.get_num_threads())
         self._failures = 0
         self.stats = EngineStats(total_blocks=model.limits.num_blocks)
 
@@ -98,9 +100,7 @@ class EngineLoop:
         if request.id in self._sequences:
             raise InvalidRequest(f"a request with id {request.id} is already running")
         validate(request, self.limits)
-        rope = self._decoder.config.rope
-        span_limit = rope.original_max_positions if self._dynamic_rope else None
-        sequence = Sequence.of(request, next(self._numbers), self._nonce, span_limit, self._eos)
+        sequence = Sequence.of(request, next(self._numbers), self._nonce, self._span_rope, self._eos)
         self._sequences[request.id] = sequence
         if request.grammar is None:
             self._scheduler.add(sequence)
@@ -123,6 +123,7 @@ class EngineLoop:
         """Run one step and return what it made. Never raises for what one batch did; after three failed steps in a
         row it raises RuntimeError: the process is not healthy."""
         since = time.perf_counter()
+        self._crowd.adjust(torch.set_num_threads)
         outputs = self._begin_grammars()
         runs = self._scheduler.next()
         self.stats.step_prompts = sum(run.sequence.computed < run.sequence.prompt_length for run in runs)
@@ -174,7 +175,7 @@ class EngineLoop:
         logits: Tensor | None = None
         outputs: list[SequenceOutput] = []
         if runs:
-            step = build_step(runs, self._pool.block_size, self._dynamic_rope)
+            step = build_step(runs, self._pool.block_size, self._span_rope is not None)
             hidden = self._decoder.forward(step.inputs, self._cache)
             self.stats.forward_seconds = time.perf_counter() - since
             read_prompts(step, hidden, self._decoder)
@@ -186,11 +187,7 @@ class EngineLoop:
         patience = max(_PATIENCE, _PATIENCE_SHARE * (time.perf_counter() - since))
         chosen, logits = self._held.exchange(ending, logits, patience)
         if logits is not None:
-            tokens = sampler.choose(logits, chosen, self._watermark)
-            outputs += [self._advance(sequence, token) for sequence, token in zip(chosen, tokens, strict=True)]
-            self._grammars.move(
-                [(s.cursor, s.ids[-1]) for s in chosen if s.cursor is not None and s.id in self._sequences]
-            )
+            outputs += self._choose(chosen, logits)
         elif not runs:
             self._nap()
         return outputs
@@ -230,24 +227,57 @@ class EngineLoop:
         report(sequence, output)
         return output
 
-    def _advance(self, sequence: Sequence, token: Token | BrokenScores) -> SequenceOutput:
-        """Append a chosen token, and finish the sequence if it was the last."""
-        cursor = sequence.cursor
-        if isinstance(token, BrokenScores):
-            if cursor is not None and cursor.error is not None:
-                return self._fail(sequence, cursor.error, invalid=True)
-            self._clean(sequence)
-            return self._fail(sequence, _NOT_NUMBERS)
+    def _choose(self, sequences: list[Sequence], logits: Tensor) -> list[SequenceOutput]:
+        """The next token of each sequence, with those that its grammar forces. logits: [n, vocab], a row each."""
+        outputs = {s: SequenceOutput(s.id) for s in sequences}
+        free = [i for i, s in enumerate(sequences) if s.cursor is None or not s.cursor.forced]
+        tokens = sampler.choose(
+            logits if len(free) == len(sequences) else logits[free], [sequences[i] for i in free], self._watermark
+        )
+        moves = []
+        for i, token in zip(free, tokens, strict=True):
+            sequence = sequences[i]
+            if isinstance(token, BrokenScores):
+                outputs[sequence] = self._break(sequence)
+                continue
+            self._append(sequence, token, outputs[sequence])
+            if sequence.cursor is not None and sequence.id in self._sequences:
+                moves.append((sequence.cursor, token.id))
+        self._grammars.move(moves)
+        for sequence, output in outputs.items():
+            self._held.drop(sequence)
+            if sequence.cursor is not None and sequence.cursor.ready():
+                self._append_forced(sequence, sequence.cursor, output)
+        return list(outputs.values())
+
+    def _append(self, sequence: Sequence, token: Token, output: SequenceOutput) -> None:
+        """Append a token, and finish the sequence if it was the last."""
         sequence.ids.append(token.id)
-        self._held.drop(sequence)
-        output = SequenceOutput(sequence.id, [token])
+        sequence.restart_beyond(self._span_rope, self._pool)
+        output.tokens.append(token)
         if sequence.generated == 1:
             self._first_output(output, sequence)
         self.stats.generated_tokens += 1
         output.finish = self._finish_reason(sequence, token.id)
         if output.finish:
             self.abort(sequence.id)
-        return output
+
+    def _append_forced(self, sequence: Sequence, cursor: Cursor, output: SequenceOutput) -> None:
+        """Append what the grammar leaves no choice about; that is certain, so its log-probability is 0."""
+        forced, cursor.forced = cursor.forced, []
+        request = sequence.request
+        for token_id in forced:
+            if output.finish:
+                return
+            top = [(token_id, 0.0)] if request.top_n_tokens else []
+            self._append(sequence, Token(token_id, 0.0 if request.logprobs else None, top), output)
+
+    def _break(self, sequence: Sequence) -> SequenceOutput:
+        """End a sequence whose scores allow no token."""
+        if sequence.cursor is not None and sequence.cursor.error is not None:
+            return self._fail(sequence, sequence.cursor.error, invalid=True)
+        self._clean(sequence)
+        return self._fail(sequence, _NOT_NUMBERS)
 
     def _finish_reason(self, sequence: Sequence, token_id: int) -> FinishReason | None:
         """Why the sequence ends with this token, in TGI's order: length goes before end of sequence. A stop id ends it
@@ -263,8 +293,8 @@ class EngineLoop:
         masked part of a product."""
         for block in self._pool.forget(sequence.blocks):
             for keys, values in self._cache:
-                keys[:, block] = 0
-                values[:, block] = 0
+                keys[block] = 0
+                values[block] = 0
 
     def _fail(self, sequence: Sequence, text: str, invalid: bool = False) -> SequenceOutput:
         """End a sequence with an error. invalid: its own request is at fault."""

@@ -12,7 +12,6 @@ from penstock.engine.load import HEAD_ROWS
 from penstock.engine.request import SequenceOutput
 from penstock.engine.sequence import Sequence
 from penstock.engine.step import Step
-from penstock.kernels.norms import rms_norm
 from penstock.models.decoder import Decoder
 
 
@@ -68,7 +67,7 @@ def _add_up(sequence: Sequence, hidden: Tensor, first: int, stop: int, decoder: 
     """The sum over the positions up to `stop` of the hidden states behind the final norm."""
     for a in range(max(sequence.computed, sequence.hidden_count), stop, HEAD_ROWS):
         b = min(a + HEAD_ROWS, stop)
-        normed = rms_norm(hidden[first + a : first + b], decoder.weights.final_norm, decoder.config.norm_eps)
+        normed = decoder.normed(hidden[first + a : first + b])
         total = normed.double().sum(dim=0)
         sequence.hidden_sum = total if sequence.hidden_sum is None else sequence.hidden_sum + total
         sequence.hidden_count = b

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from penstock.engine.request import Sampling, Token
 from penstock.engine.sequence import Sequence
-from penstock.kernels.sampling import largest
+from penstock.kernels.sampling import largest, restrict
 
 _TIES = 64  # further alternatives that tie with the last; a flat distribution ties everywhere
 _COLDEST = 1e-6  # temperatures below are greedy in float32 anyway
@@ -42,8 +42,8 @@ class BrokenScores(ValueError):
 def choose(logits: Tensor, sequences: list[Sequence], watermark: Watermark) -> list[Token | BrokenScores]:
     """The next token of each row, with log-probabilities and alternatives where its request asks for them.
 
-    logits: [n, vocab] of any float type, row i for sequences[i]. Log-probabilities are of the processed scores. A row
-    whose scores are NaN gives the error in place of a token; the others are not touched by it.
+    logits: [n, vocab] of any float type, row i for sequences[i]; used up. Log-probabilities are of the processed
+    scores. A row whose scores are NaN gives the error in place of a token; the others are not touched by it.
     """
     requests = [s.request for s in sequences]
     results: list[Token | BrokenScores | None] = [None] * len(requests)
@@ -52,13 +52,14 @@ def choose(logits: Tensor, sequences: list[Sequence], watermark: Watermark) -> l
     taken = set(bare)
     rest = [i for i in range(len(requests)) if i not in taken]
     if bare:
-        scores = _restrict(logits if not rest else logits[bare], [sequences[i] for i in bare])
+        scores = logits if not rest else logits[bare]
+        _restrict(scores, [sequences[i] for i in bare])
         best, ids = largest(scores)
         for i, value, token_id in zip(bare, best.float().tolist(), ids.tolist(), strict=True):
             results[i] = Token(token_id) if value > _EXCLUDED else BrokenScores()
     if rest:
         scores = (logits if not bare else logits[rest]).float()
-        scores = process(scores, [sequences[i] for i in rest], watermark)
+        process(scores, [sequences[i] for i in rest], watermark)
         ids = _pick(scores, [sequences[i] for i in rest])
         logprobs = scores - torch.logsumexp(scores, dim=-1, keepdim=True)
         chosen = logprobs.gather(1, ids.unsqueeze(1)).squeeze(1).tolist()
@@ -71,17 +72,14 @@ def choose(logits: Tensor, sequences: list[Sequence], watermark: Watermark) -> l
     return [result for result in results if result is not None]
 
 
-def process(scores: Tensor, sequences: list[Sequence], watermark: Watermark) -> Tensor:
-    """Apply every processor that a row asks for, in order. scores: [n, vocab] float32 -> the same, -inf = excluded."""
+def process(scores: Tensor, sequences: list[Sequence], watermark: Watermark) -> None:
+    """Apply every processor that a row asks for, in order and in place. scores: [n, vocab] float32, -inf = excluded."""
     busy = [(row, s) for row, s in enumerate(sequences) if not s.request.sampling.plain]
-    if busy:
-        scores = scores.clone()
     for row, sequence in busy:
         _penalize(scores[row], sequence, watermark)
-    scores = _restrict(scores, sequences)
+    _restrict(scores, sequences)
     for row, sequence in busy:
         _sharpen(scores[row], sequence.request.sampling)
-    return scores
 
 
 def uniform(seed: int, position: int) -> float:
@@ -103,31 +101,13 @@ def prompt_logprobs(
     return chosen, [_top(row, top_n) for row in logprobs] if top_n else []
 
 
-def _restrict(scores: Tensor, sequences: list[Sequence]) -> Tensor:
-    """Exclude what a grammar does not allow, and what would end a sequence too early. scores: [n, vocab]; not changed.
-
-    An early end is allowed where the grammar leaves nothing else.
-    """
-    followed = [(row, s.cursor.bits) for row, s in enumerate(sequences) if s.cursor is not None]
-    withheld = [(row, ids) for row, s in enumerate(sequences) if (ids := s.withheld)]
-    if not followed and not withheld:
-        return scores
-    scores = scores.clone()
-    if followed:
-        rows = [row for row, _bits in followed]
-        packed = np.stack([bits for _row, bits in followed]).view(np.uint8)
-        allowed = np.unpackbits(packed, axis=1, count=scores.shape[1], bitorder="little")
-        excluded = torch.from_numpy(allowed == 0)
-        if len(rows) == len(scores):
-            scores.masked_fill_(excluded, _EXCLUDED)
-        else:
-            scores[rows] = scores[rows].masked_fill(excluded, _EXCLUDED)
-    for row, ids in withheld:
-        kept = scores[row, ids]
-        scores[row, ids] = _EXCLUDED
-        if scores[row].max() == _EXCLUDED:
-            scores[row, ids] = kept
-    return scores
+def _restrict(scores: Tensor, sequences: list[Sequence]) -> None:
+    """Exclude, in place, what a grammar does not allow, and what would end a sequence too early, unless its grammar
+    leaves nothing else. scores: [n, vocab]."""
+    masks = [None if s.cursor is None else s.cursor.bits for s in sequences]
+    withheld = [s.withheld for s in sequences]
+    if any(withheld) or any(mask is not None for mask in masks):
+        restrict(scores, masks, withheld)
 
 
 def _pick(scores: Tensor, sequences: list[Sequence]) -> Tensor:

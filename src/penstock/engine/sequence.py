@@ -10,6 +10,7 @@ from torch import Tensor
 from penstock.engine.block_pool import BlockPool, block_key, root_key
 from penstock.engine.grammar import Cursor
 from penstock.engine.request import EngineRequest
+from penstock.kernels.rotary import RopeConfig
 
 
 @dataclass(eq=False)
@@ -18,6 +19,7 @@ class Sequence:
 
     request: EngineRequest
     root: bytes  # key of the empty prefix: salt and all
+    span: int  # the length that its first tokens were computed for, see Rotary
     ids: list[int]
     prompt_length: int
     arrival: float
@@ -41,19 +43,20 @@ class Sequence:
         request: EngineRequest,
         number: int,
         nonce: bytes,
-        rope_span_limit: int | None,
+        rope: RopeConfig | None,
         eos_ids: frozenset[int] = frozenset(),
     ) -> Sequence:
         """nonce: random per process, so that block keys cannot be guessed from outside.
 
-        rope_span_limit: with dynamic rope scaling, the context past which a prompt's keys depend on its length; such
-        prompts share cached blocks only with prompts of equal length.
+        rope: the rotation whose angles depend on a prompt's length beyond some context, if any; such prompts share
+        cached blocks only with prompts of the same angles.
         """
         n = len(request.prompt_ids)
-        span = n if rope_span_limit is not None and n > rope_span_limit else 0
-        root = root_key(nonce, request.salt, span.to_bytes(8, "little"))
+        far = rope is not None and rope.span_limit is not None and n > rope.span_limit
+        mark = 0 if rope is None or not far else n if rope.kind == "dynamic" else 1
+        root = root_key(nonce, request.salt, mark.to_bytes(8, "little"))
         ends = frozenset(request.stop_ids) if request.ignore_eos else eos_ids | frozenset(request.stop_ids)
-        return cls(request, root, list(request.prompt_ids), n, time.monotonic(), number, ends=ends)
+        return cls(request, root, n, list(request.prompt_ids), n, time.monotonic(), number, ends=ends)
 
     @property
     def id(self) -> int:
@@ -123,6 +126,15 @@ class Sequence:
             for i in range(self.published, full):
                 pool.publish(self.blocks[i], keys[i])
             self.published = full
+
+    def restart_beyond(self, rope: RopeConfig | None, pool: BlockPool) -> None:
+        """Where that is how the model was trained (Phi 3's LongRoPE): once the sequence has outgrown the original
+        context, everything is computed anew with the angles of a long one."""
+        limit = rope.span_limit if rope is not None and rope.restarts else None
+        if limit is not None and self.span <= limit < len(self.ids):
+            self.span = len(self.ids)
+            self.root, self.keys = root_key(self.root, b"restarted"), []
+            self.drop_blocks(pool)
 
     def drop_blocks(self, pool: BlockPool) -> None:
         """Give every block back; the sequence starts over as a fresh one with a longer prompt."""

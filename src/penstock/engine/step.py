@@ -9,7 +9,7 @@ import torch
 
 from penstock.engine.scheduler import Run
 from penstock.kernels.attention import RunGroup
-from penstock.models.decoder import StepInputs, Wanted
+from penstock.models.inputs import StepInputs, Wanted
 
 GATHERED = 2**15  # cached tokens that one group of several runs gathers at most
 
@@ -31,8 +31,11 @@ class Step:
     read: list[Run]
 
 
-def build_step(runs: list[Run], block_size: int, dynamic_rope: bool) -> Step:
-    """Gather what the decoder needs for these runs. The sequences already hold blocks for them."""
+def build_step(runs: list[Run], block_size: int, with_spans: bool) -> Step:
+    """Gather what the decoder needs for these runs. The sequences already hold blocks for them.
+
+    with_spans: the angles of the model's rotary positions depend on the length of the sequence.
+    """
     runs = sorted(runs, key=lambda run: _kind(run.length, run, block_size))
     ids: list[int] = []
     positions: list[int] = []
@@ -45,8 +48,8 @@ def build_step(runs: list[Run], block_size: int, dynamic_rope: bool) -> Step:
         ids += s.ids[start:stop]
         positions += range(start, stop)
         slots += [s.blocks[p // block_size] * block_size + p % block_size for p in range(start, stop)]
-        if dynamic_rope:
-            spans += [max(s.prompt_length, p + 1) for p in range(start, stop)]
+        if with_spans:
+            spans += [max(s.span, p + 1) for p in range(start, stop)]
         last_rows.append(len(ids) - 1)
     read = [run for run in runs if run.reaches_end and run.sequence.request.max_new_tokens == 0]
     ends = [
@@ -63,7 +66,7 @@ def build_step(runs: list[Run], block_size: int, dynamic_rope: bool) -> Step:
     inputs = StepInputs(
         ids=torch.tensor(ids),
         positions=torch.tensor(positions),
-        spans=torch.tensor(spans) if dynamic_rope else None,
+        spans=torch.tensor(spans) if with_spans else None,
         slots=torch.tensor(slots),
         groups=list(_groups(runs, block_size)),
         wanted=wanted,

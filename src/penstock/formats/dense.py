@@ -17,6 +17,7 @@ from torch import Tensor
 from penstock.devices.cpu import fast_bfloat16
 from penstock.kernels import products
 from penstock.kernels.norms import ACTIVATIONS
+from penstock.kernels.products import Packed
 
 _FUSED = {"silu": "swish", "swish": "swish"}  # by oneDNN's names
 _ROWS_HINT = 32  # oneDNN chooses its layout for about this many rows a step; good from 1 to 512
@@ -40,8 +41,8 @@ class Gated(Protocol):
 
 def load(weight: Tensor, bias: Tensor | None = None) -> Linear:
     """Pack a matrix [out, in]. The caller may drop the original afterwards."""
-    if products.can_multiply(weight):
-        return Panels(products.pack(weight), bias, len(weight))
+    if products.can_multiply("bf16", weight):
+        return Panels(products.pack("bf16", (weight,), (bias,)))
     if weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and fast_bfloat16():
         return OneDnn(torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS_HINT), bias)
     return Plain(weight.contiguous(), bias)
@@ -51,8 +52,8 @@ def load_gated(
     gate: Tensor, up: Tensor, activation: str, gate_bias: Tensor | None = None, up_bias: Tensor | None = None
 ) -> Gated:
     """Pack the two matrices [out, in] of a gated MLP. activation: one of ACTIVATIONS."""
-    if products.can_multiply(gate) and activation in products.GATES:
-        return GatedPanels(products.pack(gate, up), gate_bias, up_bias, len(gate), activation)
+    if products.can_multiply("bf16", gate) and activation in products.GATES:
+        return GatedPanels(products.pack("bf16", (gate, up), (gate_bias, up_bias), activation))
     first, second = load(gate, gate_bias), load(up, up_bias)
     if isinstance(first, OneDnn) and isinstance(second, OneDnn) and activation in _FUSED:
         return GatedOneDnn(first, second, _FUSED[activation])
@@ -73,14 +74,12 @@ class Plain:
 
 @dataclass(frozen=True)
 class Panels:
-    """weight: as kernels/products packs it; bias: [out] or None."""
+    """A matrix that our own kernels multiply, in any of their forms."""
 
-    weight: Tensor
-    bias: Tensor | None
-    out: int
+    packed: Packed
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        return products.multiply(x, self.weight, self.out, self.bias, residual)
+        return products.multiply(self.packed, x, residual)
 
 
 @dataclass(frozen=True)
@@ -108,16 +107,12 @@ class OneDnn:
 
 @dataclass(frozen=True)
 class GatedPanels:
-    """weight: gate and up side by side, as kernels/products packs them."""
+    """The two matrices of a gated MLP, side by side in panels."""
 
-    weight: Tensor
-    gate_bias: Tensor | None
-    up_bias: Tensor | None
-    out: int
-    activation: str
+    packed: Packed
 
     def __call__(self, x: Tensor) -> Tensor:
-        return products.multiply_gated(x, self.weight, self.out, self.gate_bias, self.up_bias, self.activation)
+        return products.multiply_gated(self.packed, x)
 
 
 @dataclass(frozen=True)

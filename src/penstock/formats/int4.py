@@ -5,15 +5,11 @@ The format of a single stream, which waits for memory alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import torch
 from torch import Tensor
 
 from penstock.formats import int8
-from penstock.formats.dense import Gated, GatedPair, Linear
-from penstock.kernels import quantized_products as products
-from penstock.kernels.products import GATES
+from penstock.formats.dense import Gated, GatedPair, GatedPanels, Linear, Panels
+from penstock.kernels import products
 
 
 def load(weight: Tensor, bias: Tensor | None = None) -> Linear:
@@ -21,9 +17,8 @@ def load(weight: Tensor, bias: Tensor | None = None) -> Linear:
 
     One that the 4-bit product does not take is kept in 8 bits.
     """
-    if weight.dtype == torch.bfloat16 and products.can_multiply_int4(weight):
-        packed, (offsets,) = products.pack_int4(weight)
-        return Int4Panels(packed, offsets, bias)
+    if products.can_multiply("int4", weight):
+        return Panels(products.pack("int4", (weight,), (bias,)))
     return int8.load(weight, bias)
 
 
@@ -31,36 +26,6 @@ def load_gated(
     gate: Tensor, up: Tensor, activation: str, gate_bias: Tensor | None = None, up_bias: Tensor | None = None
 ) -> Gated:
     """Quantize and pack the two matrices [out, in] of a gated MLP. activation: one of ACTIVATIONS."""
-    if gate.dtype == torch.bfloat16 and products.can_multiply_int4(gate) and activation in GATES:
-        packed, (gate_offsets, up_offsets) = products.pack_int4(gate, up)
-        return GatedInt4Panels(packed, gate_offsets, up_offsets, gate_bias, up_bias, activation)
+    if products.can_multiply("int4", gate) and activation in products.GATES:
+        return GatedPanels(products.pack("int4", (gate, up), (gate_bias, up_bias), activation))
     return GatedPair(load(gate, gate_bias), load(up, up_bias), activation)
-
-
-@dataclass(frozen=True)
-class Int4Panels:
-    """weight and offsets: as kernels/quantized_products packs them; bias: [out] or None."""
-
-    weight: Tensor
-    offsets: Tensor
-    bias: Tensor | None
-
-    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        return products.multiply_int4(x, self.weight, self.offsets, self.bias, residual)
-
-
-@dataclass(frozen=True)
-class GatedInt4Panels:
-    """weight: gate and up side by side, as kernels/quantized_products packs them."""
-
-    weight: Tensor
-    gate_offsets: Tensor
-    up_offsets: Tensor
-    gate_bias: Tensor | None
-    up_bias: Tensor | None
-    activation: str
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return products.multiply_gated_int4(
-            x, self.weight, self.gate_offsets, self.up_offsets, self.gate_bias, self.up_bias, self.activation
-        )

@@ -1,25 +1,26 @@
 """Paged attention: runs of any length over a cache of blocks.
 
-Short runs go to the compiled kernel, which reads the blocks where they lie. Long ones, and all of them where nothing is
-compiled, are gathered and multiplied by torch.
+The compiled kernels read the blocks where they lie. Where nothing is compiled, blocks are gathered and multiplied by
+torch.
 
-The cache of one layer is two tensors [kv_heads, blocks, block_size, head_dim]: with the heads outermost, the blocks of
-one sequence gather into a matrix per head by copying whole blocks, and grouped query heads multiply it without being
-repeated.
+The cache of one layer is two tensors [blocks, kv_heads, block_size, head_dim]: a sequence is a few long stretches of
+memory, and a new one touches few pages.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from penstock.kernels import native
 from penstock.kernels.rotary import rotate
 
 SCORES = 2**24  # elements of one tile of scores; a longer run is scored in slices of its queries
-SHORT = 8  # longest run for the compiled kernel; beyond, matrix products share more of the work
 SLICE = 256  # queries of a run in one tile at most: keys beyond the slice are never touched by it
 
 
@@ -35,8 +36,13 @@ class RunGroup:
     length: int
     contexts: list[int]
     blocks: Tensor
-    # the mask of the last slice of queries, for each sliding window: the layers of a step share it
-    masks: dict[int | None, tuple[int, Tensor | None]] = field(default_factory=dict)
+    # the mask of the last slice of queries, for each window and chunk: the layers of a step share it
+    masks: dict[tuple[int | None, int | None], tuple[int, Tensor | None]] = field(default_factory=dict)
+
+    @cached_property
+    def ends(self) -> Tensor:
+        """contexts as a tensor [batch]."""
+        return torch.tensor(self.contexts)
 
     @property
     def batch(self) -> int:
@@ -56,38 +62,63 @@ def rotate_into_cache(
     """
     if native.can_rotate(q, cos, k_cache):
         return native.rotate_into(q, k, v, cos, sin, slots, k_cache, v_cache)
-    k_cache.flatten(1, 2).index_copy_(1, slots, rotate(k, cos, sin).transpose(0, 1))
-    v_cache.flatten(1, 2).index_copy_(1, slots, v.transpose(0, 1))
+    block, place = slots // k_cache.shape[2], slots % k_cache.shape[2]
+    k_cache.transpose(1, 2)[block, place] = rotate(k, cos, sin)
+    v_cache.transpose(1, 2)[block, place] = v
     return rotate(q, cos, sin)
 
 
 def paged_attention(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, groups: list[RunGroup], scale: float, window: int | None
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    groups: list[RunGroup],
+    scale: float,
+    window: int | None,
+    *,
+    softcap: float | None = None,
+    chunk: int | None = None,
+    alibi: Tensor | None = None,
 ) -> Tensor:
     """Softmax attention of each run over its own cached tokens. q: [T, heads, dim] -> [T, heads * dim].
 
     The run's own keys and values are in the cache already. window: how many tokens back a query sees, itself included.
+    softcap: scores become softcap * tanh(score / softcap). chunk: a query sees only keys of its own stretch of so many
+    tokens. alibi: [heads, positions] float32, added to the scores by the place of the key (Press et al. 2021; the
+    query's place adds the same to all, which softmax forgets).
     """
     out = torch.empty_like(q)
     compiled = native.can_attend(q, k_cache)
     for group in groups:
-        rows = slice(group.start, group.end)
-        if compiled and group.length <= SHORT:
-            native.attend(q[rows], out[rows], k_cache, v_cache, group.blocks, group.contexts, scale, window)
+        whole = group.start == 0 and group.end == len(q)
+        rows, result = (q, out) if whole else (q[group.start : group.end], out[group.start : group.end])
+        if compiled:
+            native.attend(
+                rows, result, k_cache, v_cache, group.blocks, group.ends, scale, window, softcap, chunk, alibi
+            )
         else:
-            _attend(q[rows], out[rows], k_cache, v_cache, group, scale, window)
+            _attend(rows, result, k_cache, v_cache, group, _Rule(scale, window, softcap, chunk, alibi))
     return out.flatten(1)
 
 
-def _attend(
-    q: Tensor, out: Tensor, k_cache: Tensor, v_cache: Tensor, group: RunGroup, scale: float, window: int | None
-) -> None:
+@dataclass(frozen=True)
+class _Rule:
+    """How scores are made and which keys are seen; see `paged_attention`."""
+
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+    chunk: int | None = None
+    alibi: Tensor | None = None
+
+
+def _attend(q: Tensor, out: Tensor, k_cache: Tensor, v_cache: Tensor, group: RunGroup, rule: _Rule) -> None:
     """One group by two matrix products over its gathered keys and values. q, out: [batch * length, heads, dim]."""
-    kv_heads, _blocks, block_size, dim = k_cache.shape
+    _blocks, kv_heads, block_size, dim = k_cache.shape
     batch, length, longest, repeats = group.batch, group.length, max(group.contexts), q.shape[1] // kv_heads
     shape = (kv_heads, batch, group.blocks.shape[1] * block_size, dim)
-    k = k_cache.flatten(2).index_select(1, group.blocks.flatten()).view(shape)
-    v = v_cache.flatten(2).index_select(1, group.blocks.flatten()).view(shape)
+    k = k_cache[group.blocks].permute(2, 0, 1, 3, 4).reshape(shape)
+    v = v_cache[group.blocks].permute(2, 0, 1, 3, 4).reshape(shape)
     queries = q.view(batch, length, kv_heads, repeats, dim)
     mixed = out.view(batch, length, kv_heads, repeats, dim)
     step = max(1, min(SLICE, SCORES // (q.shape[1] * batch * shape[2])))
@@ -97,31 +128,63 @@ def _attend(
         width = -(-(longest - length + stop) // block_size) * block_size
         # query heads of one kv head become rows of one matrix: [kv_heads, batch, repeats * rows, dim]
         rows = queries[:, first:stop].permute(2, 0, 3, 1, 4).reshape(kv_heads, batch, -1, dim)
-        scores = torch.matmul(rows * scale, k[:, :, :width].transpose(-1, -2))
-        mask = _mask(group, window, first, stop, width, q.dtype)
+        scores = torch.matmul(rows * rule.scale, k[:, :, :width].transpose(-1, -2))
+        by_query = scores.view(kv_heads, batch, repeats, stop - first, width)
+        if rule.softcap is not None:
+            scores.div_(rule.softcap).tanh_().mul_(rule.softcap)
+        if rule.alibi is not None:
+            by_query.add_(_by_key(rule.alibi, width).view(kv_heads, 1, repeats, 1, width))
+        mask = _mask(group, rule, first, stop, width, q.dtype)
         if mask is not None:
-            scores.view(kv_heads, batch, repeats, stop - first, width).add_(mask)
+            by_query.add_(mask)
         part = torch.matmul(torch.softmax(scores, dim=-1), v[:, :, :width])  # softmax sums in float32
         part = part.view(kv_heads, batch, repeats, stop - first, dim)
         mixed[:, first:stop].copy_(part.permute(1, 3, 0, 2, 4))
 
 
-def _mask(group: RunGroup, window: int | None, first: int, stop: int, width: int, dtype: torch.dtype) -> Tensor | None:
+def _by_key(alibi: Tensor, width: int) -> Tensor:
+    """The first `width` columns; what fills up the last block lies beyond every context. [heads, width]"""
+    return alibi[:, :width] if width <= alibi.shape[1] else F.pad(alibi, (0, width - alibi.shape[1]))
+
+
+def _mask(group: RunGroup, rule: _Rule, first: int, stop: int, width: int, dtype: torch.dtype) -> Tensor | None:
     """What to add to the scores of queries first..stop: 0 for a key that is seen, -inf for others, None if all are.
 
     [batch, 1, stop - first, width]
     """
-    known = group.masks.get(window)
+    window, chunk = rule.window, rule.chunk
+    known = group.masks.get((window, chunk))
     if known is not None and known[0] == first:
         return known[1]
     mask = None
-    if group.length > 1 or min(group.contexts) < width or (window is not None and width > window):
+    limit = min((n for n in (window, chunk) if n is not None), default=width)
+    if group.length > 1 or min(group.contexts) < width or width > limit:
         before = torch.tensor(group.contexts).unsqueeze(1) - group.length  # [batch, 1] tokens ahead of each run
         query = (before + torch.arange(first, stop)).unsqueeze(2)  # position of each query
         key = torch.arange(width)
         hidden = key > query
         if window is not None:
             hidden |= key <= query - window
+        if chunk is not None:
+            hidden |= key < query // chunk * chunk
         mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf")).unsqueeze(1)
-    group.masks[window] = (first, mask)
+    group.masks[window, chunk] = (first, mask)
     return mask
+
+
+def alibi_table(heads: int, positions: int, scale: float = 1.0, half: bool = False) -> Tensor:
+    """What ALiBi adds for a key at each place: a slope of its head times the place. [heads, positions] float32.
+
+    Slopes are powers of two, those that a power of two of heads would have first, then every other one of twice as many
+    (Press et al. 2021). half: slopes and products are rounded to bfloat16 before `scale`, as Falcon was trained with.
+    """
+    whole = 2 ** math.floor(math.log2(heads))
+
+    def slopes(count: int) -> Tensor:
+        return torch.tensor(2.0 ** -(8.0 / count)).pow(torch.arange(1, count + 1, dtype=torch.int32))
+
+    chosen = torch.cat((slopes(whole), slopes(2 * whole)[::2][: heads - whole]))
+    places = torch.arange(positions)
+    if half:
+        return (chosen.bfloat16().unsqueeze(1) * places).float() * scale
+    return chosen.unsqueeze(1) * places * scale

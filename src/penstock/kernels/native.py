@@ -8,17 +8,22 @@ then shares its OpenMP threads.
 from __future__ import annotations
 
 import ctypes
+import functools
+import itertools
 import os
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from penstock.devices.cpu import flags
 
-_VERSION = 3
+_VERSION = 5
 _AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
 _LEVELS = {
     "v4bf16": {*_AVX512, "avx512_bf16", "avx512_vnni"},
@@ -27,8 +32,24 @@ _LEVELS = {
     "generic": set[str](),
 }
 MAX_HEAD_DIM = 256
+_SHORT = 8  # tokens of a run; longer ones are worth packing keys for
 
 _int, _float, _pointer = ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
+
+
+class _Rule(ctypes.Structure):
+    """penstock_rule of kernels/cpu/attention.h."""
+
+    _fields_ = (
+        ("scale", _float),
+        ("softcap", _float),
+        ("window", _int),
+        ("chunk", _int),
+        ("alibi", _pointer),
+        ("alibi_stride", _int),
+    )
+
+
 _SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
@@ -53,12 +74,15 @@ def _load() -> ctypes.CDLL | None:
 
 
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
-    attention = [_pointer] * 5 + [_int, _pointer] + [_int] * 7 + [_float, _int]
+    attention = [_pointer] * 5 + [_int, _pointer] + [_int] * 6 + [ctypes.POINTER(_Rule)]
     for suffix in _SUFFIX.values():
-        function = getattr(library, f"penstock_attention_{suffix}")
-        function.argtypes, function.restype = attention, None
+        for name in ("attention", "attention_long"):
+            function = getattr(library, f"penstock_{name}_{suffix}")
+            function.argtypes, function.restype = attention, None
         function = getattr(library, f"penstock_rotary_kv_{suffix}")
         function.argtypes, function.restype = [_pointer, _int] * 3 + [_pointer] * 6 + [_int] * 5, None
+        function = getattr(library, f"penstock_restrict_{suffix}")
+        function.argtypes, function.restype = [_pointer] + [_int] * 2 + [_pointer] * 3, None
     library.penstock_rms_norm_bf16.argtypes = [_pointer, _int, _pointer, _pointer, _int, _int, _float]
     library.penstock_rms_norm_bf16.restype = None
     library.penstock_argmax_bf16.argtypes = [_pointer] * 3 + [_int] * 2
@@ -69,16 +93,36 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
 LIBRARY = _load()
 
 
+def _by_type(*names: str) -> dict[torch.dtype, Any]:
+    """The functions of each type that the kernels know; empty where nothing is compiled."""
+    if LIBRARY is None:
+        return {}
+    return {
+        dtype: [getattr(LIBRARY, f"penstock_{name}_{suffix}") for name in names] for dtype, suffix in _SUFFIX.items()
+    }
+
+
+_ATTENTION = _by_type("attention", "attention_long")
+_ROTARY = {dtype: function for dtype, (function,) in _by_type("rotary_kv").items()}
+_RESTRICT = {dtype: function for dtype, (function,) in _by_type("restrict").items()}
+
+
 def can_attend(q: Tensor, cache: Tensor) -> bool:
     """Whether `attend` takes these: a type and a head size that the kernels know, laid out densely."""
     return (
-        LIBRARY is not None
-        and q.dtype in _SUFFIX
+        q.dtype in _ATTENTION
         and cache.dtype == q.dtype
         and q.shape[-1] <= MAX_HEAD_DIM
         and q.is_contiguous()
         and cache.is_contiguous()
     )
+
+
+@functools.lru_cache(maxsize=256)
+def _rule(
+    scale: float, window: int | None, softcap: float | None, chunk: int | None, table: int | None, stride: int
+) -> _Rule:
+    return _Rule(scale, softcap or 0.0, window or 0, chunk or 0, table, stride)
 
 
 def attend(
@@ -87,46 +131,40 @@ def attend(
     k_cache: Tensor,
     v_cache: Tensor,
     tables: Tensor,
-    contexts: Sequence[int],
+    contexts: Tensor,
     scale: float,
-    window: int | None,
+    window: int | None = None,
+    softcap: float | None = None,
+    chunk: int | None = None,
+    alibi: Tensor | None = None,
 ) -> None:
     """Attention of runs of one length, written to `out`. Only what `can_attend` allows.
 
-    q, out: [batch * length, heads, dim]; caches: [kv_heads, blocks, block_size, dim]; tables: [batch, n] int64 block
-    ids; contexts: for each run the tokens that its last query sees. window: how many tokens back a query sees.
+    q, out: [batch * length, heads, dim]; caches: [blocks, kv_heads, block_size, dim]; tables: [batch, n] int64 block
+    ids; contexts: [batch] int64, for each run the tokens that its last query sees. The rest is as kernels.attention has
+    it. tables, contexts and alibi are contiguous.
     """
-    kv_heads, num_blocks, block_size, dim = k_cache.shape
-    ends = torch.tensor(contexts)
-    tables = tables.contiguous()
-    getattr(LIBRARY, f"penstock_attention_{_SUFFIX[q.dtype]}")(
-        q.data_ptr(),
-        out.data_ptr(),
-        k_cache.data_ptr(),
-        v_cache.data_ptr(),
-        tables.data_ptr(),
-        tables.shape[1],
-        ends.data_ptr(),
-        len(contexts),
-        len(q) // len(contexts),
-        q.shape[1],
-        kv_heads,
-        num_blocks,
-        block_size,
-        dim,
-        scale,
-        window or 0,
+    _blocks, kv_heads, block_size, dim = k_cache.shape
+    rows, heads, _dim = q.shape
+    batch, width = tables.shape
+    length = rows // batch
+    table, stride = (None, 0) if alibi is None else (alibi.data_ptr(), alibi.shape[1])
+    short, long = _ATTENTION[q.dtype]
+    (short if length <= _SHORT else long)(
+        *(q.data_ptr(), out.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr()),
+        *(tables.data_ptr(), width, contexts.data_ptr(), batch, length, heads, kv_heads, block_size, dim),
+        _rule(scale, window, softcap, chunk, table, stride),
     )
 
 
 def can_rotate(q: Tensor, cos: Tensor, cache: Tensor) -> bool:
     """Whether `rotate_into` takes these: one type that the kernels know, heads that lie together."""
+    dim = q.shape[-1]
     return (
-        LIBRARY is not None
-        and q.dtype in _SUFFIX
+        q.dtype in _ROTARY
         and q.dtype == cos.dtype == cache.dtype
-        and q.shape[-1] == cos.shape[-1]
-        and q.shape[-1] % 2 == 0
+        and dim == cos.shape[-1]
+        and dim % 2 == 0
         and cache.is_contiguous()
     )
 
@@ -136,19 +174,23 @@ def rotate_into(
 ) -> Tensor:
     """Turn q and k by their angles; k and v go into the cache at `slots`. Only what `can_rotate` allows.
 
-    q: [T, heads, dim]; k, v: [T, kv_heads, dim]; cos, sin: [T, 1, dim]; slots: [T] int64; caches: [kv_heads, blocks,
+    q: [T, heads, dim]; k, v: [T, kv_heads, dim]; cos, sin: [T, 1, dim]; slots: [T] int64; caches: [blocks, kv_heads,
     block_size, dim]. Returns the turned q, contiguous.
     """
     tokens, heads, dim = q.shape
-    q, k, v = (x if x.stride()[1:] == (dim, 1) else x.contiguous() for x in (q, k, v))
+    q, k, v = _dense_heads(q, dim), _dense_heads(k, dim), _dense_heads(v, dim)
     cos, sin, slots = cos.contiguous(), sin.contiguous(), slots.contiguous()
-    out = q.new_empty(q.shape)
-    getattr(LIBRARY, f"penstock_rotary_kv_{_SUFFIX[q.dtype]}")(
-        *(value for x in (q, k, v) for value in (x.data_ptr(), x.stride(0))),
-        *(x.data_ptr() for x in (cos, sin, slots, out, k_cache, v_cache)),
-        *(tokens, heads, k.shape[1], dim, k_cache.shape[1] * k_cache.shape[2]),
+    out = q.new_empty(tokens, heads, dim)
+    _ROTARY[q.dtype](
+        *(q.data_ptr(), q.stride(0), k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0)),
+        *(cos.data_ptr(), sin.data_ptr(), slots.data_ptr(), out.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr()),
+        *(tokens, heads, k.shape[1], dim, k_cache.shape[2]),
     )
     return out
+
+
+def _dense_heads(x: Tensor, dim: int) -> Tensor:
+    return x if x.stride(2) == 1 and x.stride(1) == dim else x.contiguous()
 
 
 def can_norm(x: Tensor, weight: Tensor) -> bool:
@@ -176,3 +218,20 @@ def largest(x: Tensor) -> tuple[Tensor, Tensor]:
     assert LIBRARY is not None  # noqa: S101 (can_find_largest)
     LIBRARY.penstock_argmax_bf16(x.data_ptr(), ids.data_ptr(), values.data_ptr(), *x.shape)
     return values, ids
+
+
+def can_restrict(x: Tensor) -> bool:
+    """Whether `restrict` takes these rows."""
+    return x.dtype in _RESTRICT and x.is_contiguous()
+
+
+def restrict(x: Tensor, masks: Sequence[NDArray[np.uint32] | None], withheld: Sequence[Sequence[int]]) -> None:
+    """kernels.sampling.restrict. Only what `can_restrict` allows. x: [n, vocab]; masks, withheld: n of each."""
+    bounds = (_int * (len(masks) + 1))(0, *itertools.accumulate(map(len, withheld)))
+    _RESTRICT[x.dtype](
+        x.data_ptr(),
+        *x.shape,
+        (_pointer * len(masks))(*(None if mask is None else mask.__array_interface__["data"][0] for mask in masks)),
+        (_int * bounds[-1])(*itertools.chain.from_iterable(withheld)),
+        bounds,
+    )

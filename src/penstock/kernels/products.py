@@ -1,12 +1,14 @@
-"""Matrix products with packed bfloat16 weights (kernels/cpu/matmul_bf16.cpp), and what every packed product shares.
+"""Products of activations with packed matrices (kernels/cpu/matmul_*.cpp): bfloat16, 8 and 4 bits.
 
-Weights are packed into panels of 64 output columns; two matrices of one shape may share panels, 32 columns of each, for
-the two halves of a gated MLP.
+A matrix is packed once into panels of 64 output columns; the two of a gated MLP share panels, 32 columns of each. With
+quantized weights the activations [T, in] are quantized to 8 bits on the way, with one scale a row.
 """
 
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,15 +16,29 @@ from torch import Tensor
 from penstock.devices.cpu import flags, zeros_on_demand
 from penstock.kernels.native import LIBRARY
 
-PANEL = 64
 GATES = {"silu": 0, "swish": 0, "gelu_new": 1, "gelu_pytorch_tanh": 1, "relu": 2}  # activations that are built in
+GROUP = 32  # inputs that share a scale in 4 bits
 
-INT, POINTER = ctypes.c_int64, ctypes.c_void_p
+_PANEL = 64
+_GROUP_BYTES = _PANEL * 2 + _PANEL * GROUP // 2  # of a panel: scales, weights
+_INT, _POINTER = ctypes.c_int64, ctypes.c_void_p
 
 
-def bind(
-    name: str, arguments: list[type[ctypes._SimpleCData[int]] | type[ctypes.c_void_p]]
-) -> ctypes._NamedFuncPointer | None:
+class _Matrix(ctypes.Structure):
+    """penstock_matrix of kernels/cpu/product.h."""
+
+    _fields_ = (
+        ("weights", _POINTER),
+        ("scales", _POINTER * 2),
+        ("offsets", _POINTER * 2),
+        ("biases", _POINTER * 2),
+        ("n", _INT),
+        ("k", _INT),
+        ("activation", _INT),
+    )
+
+
+def _bind(name: str, arguments: list[Any]) -> Any:
     """One function of the library, or None where it was not compiled for this processor."""
     function = getattr(LIBRARY, name, None)
     if function is not None:
@@ -30,76 +46,135 @@ def bind(
     return function
 
 
-_pack_bf16 = bind("penstock_pack_bf16", [POINTER] * 2 + [INT] * 4)
-_matmul_bf16 = bind("penstock_matmul_bf16", [POINTER, INT, *[POINTER] * 2, *[INT] * 3, *[POINTER] * 2])
-_gated_bf16 = bind("penstock_gated_bf16", [POINTER, INT, *[POINTER] * 2, *[INT] * 3, *[POINTER] * 2, INT])
+_MATRIX = ctypes.POINTER(_Matrix)
+_FORMS = ("bf16", "int8", "int4")
+_multiply = {f: _bind(f"penstock_matmul_{f}", [_MATRIX, _POINTER, _INT, _INT, *[_POINTER] * 3]) for f in _FORMS}
+_gated = {f: _bind(f"penstock_gated_{f}", [_MATRIX, _POINTER, _INT, _INT, *[_POINTER] * 2]) for f in _FORMS}
+_pack_bf16 = _bind("penstock_pack_bf16", [*[_POINTER] * 2, *[_INT] * 4])
+_pack_int8 = _bind("penstock_pack_int8", [*[_POINTER] * 4, *[_INT] * 4])
+_pack_int4 = _bind("penstock_pack_int4", [*[_POINTER] * 3, *[_INT] * 4])
+_quantize_rows = _bind("penstock_quantize_rows_bf16", [_POINTER, _INT, *[_POINTER] * 2, *[_INT] * 2])
 
 
-def can_multiply(weight: Tensor) -> bool:
-    """Whether `pack` takes a matrix [out, in]: bfloat16 with an even number of inputs, on a processor that multiplies
-    it by AVX512_BF16. One with AMX has better units for it, which oneDNN drives."""
+COMPILED = _multiply["int8"] is not None  # whether any of this can be used
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A matrix [out, in], or the two of a gated MLP, as the kernels of one form take it.
+
+    weights: panels; scales, offsets: [out] of each matrix, where the form has them.
+    """
+
+    form: str
+    weights: Tensor
+    scales: tuple[Tensor, ...]
+    offsets: tuple[Tensor, ...]
+    biases: tuple[Tensor | None, ...]
+    n: int
+    k: int
+    activation: int
+    matrix: _Matrix  # the same, for C
+
+
+def can_multiply(form: str, weight: Tensor) -> bool:
+    """Whether a matrix [out, in] can be packed in a form (bf16, int8, int4) on this processor.
+
+    For bf16 one with AMX has better units, which oneDNN drives.
+    """
+    together = {"bf16": 2, "int8": 4, "int4": GROUP}[form]
     return (
-        _matmul_bf16 is not None
-        and "amx_bf16" not in flags()
+        _multiply[form] is not None
+        and not (form == "bf16" and "amx_bf16" in flags())
         and weight.dtype == torch.bfloat16
         and weight.device.type == "cpu"
-        and weight.shape[1] % 2 == 0
+        and weight.shape[1] % together == 0
     )
 
 
-def pack(*weights: Tensor) -> Tensor:
-    """A matrix [out, in] as panels for `multiply`, or two of one shape for `multiply_gated`.
+def pack(form: str, weights: tuple[Tensor, ...], biases: tuple[Tensor | None, ...], activation: str = "silu") -> Packed:
+    """Pack a matrix [out, in], or the two of a gated MLP, that `can_multiply` allows. activation: one of GATES.
 
-    Returns [panels, in / 2, 64, 2].
+    8 bits: one scale for each row of the matrix. 4 bits: one for each group of 32 inputs of a row, of a few the one
+    that leaves the least squared error.
     """
-    return pack_panels(_pack_bf16, weights, 2)
-
-
-def multiply(x: Tensor, packed: Tensor, n: int, bias: Tensor | None, residual: Tensor | None) -> Tensor:
-    """x @ weight.T + bias + residual. x: [T, in] bfloat16; packed: of `pack(weight)`; bias: [n]; residual: [T, n]."""
-    x, residual = dense_rows(x), residual if residual is None else residual.contiguous()
-    out = x.new_empty(len(x), n)
-    assert _matmul_bf16 is not None  # noqa: S101 (can_multiply)
-    _matmul_bf16(
-        *(x.data_ptr(), x.stride(0), packed.data_ptr(), out.data_ptr(), len(x), n, x.shape[1]),
-        *addresses(bias, residual),
-    )
-    return out
-
-
-def multiply_gated(
-    x: Tensor, packed: Tensor, n: int, gate_bias: Tensor | None, up_bias: Tensor | None, activation: str
-) -> Tensor:
-    """activation(x @ gate.T + gate_bias) * (x @ up.T + up_bias). x: [T, in] bfloat16; packed: of `pack(gate, up)`;
-    activation: one of GATES. Returns [T, n]."""
-    x = dense_rows(x)
-    out = x.new_empty(len(x), n)
-    assert _gated_bf16 is not None  # noqa: S101 (can_multiply)
-    _gated_bf16(
-        *(x.data_ptr(), x.stride(0), packed.data_ptr(), out.data_ptr(), len(x), n, x.shape[1]),
-        *addresses(gate_bias, up_bias),
-        GATES[activation],
-    )
-    return out
-
-
-def pack_panels(function: ctypes._NamedFuncPointer | None, weights: tuple[Tensor, ...], together: int) -> Tensor:
-    """Matrices [out, in] of one shape, side by side in panels. together: inputs that make four bytes."""
     n, k = weights[0].shape
-    width = PANEL // len(weights)
-    out = zeros_on_demand((-(-n // width), k // together, PANEL, together), weights[0].dtype, huge=True)
-    assert function is not None  # noqa: S101 (can_multiply)
+    width = _PANEL // len(weights)
+    panels = -(-n // width)
+    scales: tuple[Tensor, ...] = ()
+    offsets: tuple[Tensor, ...] = ()
+    if form == "bf16":
+        out = zeros_on_demand((panels, k // 2, _PANEL, 2), torch.bfloat16, huge=True)
+    elif form == "int8":
+        out = zeros_on_demand((panels, k // 4, _PANEL, 4), torch.int8, huge=True)
+        scales = tuple(torch.empty(n) for _ in weights)
+        offsets = tuple(torch.empty(n, dtype=torch.int32) for _ in weights)
+    else:
+        out = zeros_on_demand((panels, k // GROUP, _GROUP_BYTES), torch.uint8, huge=True)
+        offsets = tuple(torch.empty(n) for _ in weights)
+    function = {"bf16": _pack_bf16, "int8": _pack_int8, "int4": _pack_int4}[form]
     for i, weight in enumerate(weights):
         rows = weight.contiguous()
-        function(rows.data_ptr(), out.data_ptr(), n, k, i * width, width)
+        beside = [t[i].data_ptr() for t in (scales, offsets) if t]
+        function(rows.data_ptr(), out.data_ptr(), *beside, n, k, i * width, width)
+    biases = tuple(None if bias is None else bias.contiguous() for bias in biases)
+    places = [(_POINTER * 2)(*map(_address, tensors)) for tensors in (scales, offsets, biases)]
+    matrix = _Matrix(out.data_ptr(), *places, n, k, GATES[activation])
+    return Packed(form, out, scales, offsets, biases, n, k, GATES[activation], matrix)
+
+
+def multiply(packed: Packed, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    """x @ weight.T + bias + residual. x: [T, in] bfloat16; residual: [T, n] bfloat16 -> [T, n]."""
+    x = x if x.stride(1) == 1 else x.contiguous()
+    rows = x.shape[0]
+    out = x.new_empty(rows, packed.n)
+    added = None if residual is None else residual.contiguous().data_ptr()
+    scratch = _scratch(packed, x)
+    _multiply[packed.form](
+        *(
+            packed.matrix,
+            x.data_ptr(),
+            x.stride(0),
+            rows,
+            added,
+            out.data_ptr(),
+            None if scratch is None else scratch.data_ptr(),
+        )
+    )
     return out
 
 
-def addresses(*tensors: Tensor | None) -> list[int | None]:
-    """Where the numbers of each tensor lie, as C takes them."""
-    return [None if t is None else t.data_ptr() for t in tensors]
+def multiply_gated(packed: Packed, x: Tensor) -> Tensor:
+    """activation(x @ gate.T + gate_bias) * (x @ up.T + up_bias). x: [T, in] bfloat16 -> [T, n]."""
+    x = x if x.stride(1) == 1 else x.contiguous()
+    rows = x.shape[0]
+    out = x.new_empty(rows, packed.n)
+    scratch = _scratch(packed, x)
+    _gated[packed.form](
+        packed.matrix, x.data_ptr(), x.stride(0), rows, out.data_ptr(), None if scratch is None else scratch.data_ptr()
+    )
+    return out
 
 
-def dense_rows(x: Tensor) -> Tensor:
-    """x with rows that are dense in themselves."""
-    return x if x.stride(1) == 1 else x.contiguous()
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Activations [T, in] bfloat16 to uint8 [T, in], round(x / scale) + 128, and their scales [T] float32."""
+    out, scales = x.new_empty(x.shape, dtype=torch.uint8), x.new_empty(len(x), dtype=torch.float32)
+    _quantize_rows(x.data_ptr(), x.stride(0), out.data_ptr(), scales.data_ptr(), *x.shape)
+    return out, scales
+
+
+def quantize_columns(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row of a matrix [out, in] to int8 in [-127, 127], to nearest, and its scale [out] float32."""
+    wide = weight.float()
+    top = wide.abs().amax(dim=1)
+    inverse = torch.where(top > 0, torch.full_like(top, 127) / top, 0)  # 127 / top multiplies by a rounded reciprocal
+    return (wide * inverse.unsqueeze(1)).round_().to(torch.int8), top / 127
+
+
+def _scratch(packed: Packed, x: Tensor) -> Tensor | None:
+    """Where quantized rows, a byte a number, and their scales go."""
+    return None if packed.form == "bf16" else x.new_empty(x.shape[0] * (packed.k + 4) // 2)
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()

@@ -1,9 +1,14 @@
-"""Rotary position embedding and its scalings (Su et al. 2021; YaRN: Peng et al. 2023; Llama 3.1)."""
+"""Rotary position embedding and its scalings (Su et al. 2021; YaRN: Peng et al. 2023; LongRoPE: Ding et al. 2024;
+Llama 3.1).
+
+Every variant is one operation: each pair (i, i + dim / 2) of a head is turned by an angle. Dimensions that are not
+rotated turn by zero, and weights are arranged at load so that the pairs lie that way (`arrangement`).
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,9 +16,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RopeConfig:
-    """How positions turn into angles. kind: default, linear, dynamic, yarn, llama3; the rest as config.json has it."""
+    """How positions turn into angles.
+
+    kind: none (no angle at all), default, linear, dynamic, yarn, llama3, longrope; the rest as config.json has it.
+    rotary_dim: the first so many dimensions of a head are rotated; None for all, negative for the last so many.
+    neighbours: the pairs of a checkpoint are (2i, 2i + 1) instead of (i, i + rotary_dim / 2). restarts: with longrope,
+    whether everything is computed anew when a sequence passes the original context.
+    """
 
     theta: float = 10000.0
+    rotary_dim: int | None = None
+    neighbours: bool = False
     kind: str = "default"
     factor: float = 1.0
     original_max_positions: int = 0  # context the checkpoint was trained with before scaling
@@ -25,6 +38,34 @@ class RopeConfig:
     mscale: float = 0.0
     mscale_all_dim: float = 0.0
     truncate: bool = True
+    short_factors: tuple[float, ...] = ()  # longrope, one for each pair
+    long_factors: tuple[float, ...] = ()
+    restarts: bool = False
+
+    @property
+    def span_limit(self) -> int | None:
+        """The context beyond which angles depend on more than the position; None where they never do."""
+        return self.original_max_positions if self.kind in ("dynamic", "longrope") else None
+
+
+NO_ROTATION = RopeConfig(kind="none")
+
+
+def arrangement(dim: int, rotary_dim: int | None, neighbours: bool, width: int | None = None) -> list[int] | None:
+    """Which dimension of a checkpoint's head comes where, so that pairs lie half a head apart; None for as they are.
+
+    width: of the head as it is laid out, even; -1 stands for a dimension that is always zero. For q and k alike, so
+    that their products stay what they are.
+    """
+    width = width or dim
+    count = 2 * (-(-abs(dim if rotary_dim is None else rotary_dim) // 2))
+    start = dim + rotary_dim if rotary_dim is not None and rotary_dim < 0 else 0
+    turned = list(range(start, start + count)) if rotary_dim != 0 else []
+    first, second = (turned[::2], turned[1::2]) if neighbours else (turned[: count // 2], turned[count // 2 :])
+    rest = [d for d in range(dim) if d not in set(turned)] + [-1] * (width - dim)
+    half = len(rest) // 2
+    order = first + rest[:half] + second + rest[half:]
+    return None if order == list(range(dim)) else order
 
 
 def inverse_frequencies(rope: RopeConfig, dim: int) -> tuple[Tensor, float]:
@@ -36,7 +77,18 @@ def inverse_frequencies(rope: RopeConfig, dim: int) -> tuple[Tensor, float]:
         return _llama3(rope, base), 1.0
     if rope.kind == "yarn":
         return _yarn(rope, base, dim)
+    if rope.kind == "longrope":
+        return base / torch.tensor(rope.short_factors), _longrope_scale(rope)
     return base, 1.0
+
+
+def _longrope_scale(rope: RopeConfig) -> float:
+    """The factor on cos and sin that makes up for the flatter attention over a stretched context."""
+    if rope.attention_factor is not None:
+        return rope.attention_factor
+    if rope.factor <= 1.0:
+        return 1.0
+    return math.sqrt(1 + math.log(rope.factor) / math.log(rope.original_max_positions))
 
 
 def _llama3(rope: RopeConfig, base: Tensor) -> Tensor:
@@ -76,37 +128,60 @@ def _yarn(rope: RopeConfig, base: Tensor, dim: int) -> tuple[Tensor, float]:
 
 
 class Rotary:
-    """Cosines and sines for any position: a table for the common case, computed on the fly past it."""
+    """Cosines and sines for any position: a table for the common case, computed on the fly past it.
 
-    def __init__(self, rope: RopeConfig, dim: int, max_positions: int, dtype: torch.dtype) -> None:
+    dim: of a head as it is laid out in the cache, even or, where nothing is rotated, odd.
+    """
+
+    def __init__(self, rope: RopeConfig, dim: int, head_dim: int, max_positions: int, dtype: torch.dtype) -> None:
         self.rope, self.dim, self.dtype = rope, dim, dtype
-        frequencies, scale = inverse_frequencies(rope, dim)
-        angles = torch.outer(torch.arange(max_positions).float(), frequencies)  # [P, dim/2]
-        angles = torch.cat((angles, angles), dim=-1)
-        self._cos = (angles.cos() * scale).to(dtype)
-        self._sin = (angles.sin() * scale).to(dtype)
+        self.rotary_dim = 0 if rope.kind == "none" else abs(head_dim if rope.rotary_dim is None else rope.rotary_dim)
+        if self.rotary_dim == 0:
+            self._cos, self._sin = torch.ones(1, dim, dtype=dtype), torch.zeros(1, dim, dtype=dtype)
+            return
+        frequencies, self._scale = inverse_frequencies(rope, self.rotary_dim)
+        self._cos, self._sin = self._turns(torch.outer(torch.arange(max_positions).float(), frequencies))
 
     def __call__(self, positions: Tensor, spans: Tensor | None) -> tuple[Tensor, Tensor]:
         """cos and sin, each [T, 1, dim]. positions: [T].
 
-        spans: [T], or None. With dynamic scaling the angle also depends on the length that the sequence had when
-        the token was first computed; `spans` is that length, so that a recomputed token turns by the same angle.
+        spans: [T], or None. With dynamic scaling and LongRoPE the angle also depends on the length that the sequence
+        had when the token was first computed; `spans` is that length, so that a recomputed token turns by the same
+        angle.
         """
+        if self.rotary_dim == 0:
+            shape = (len(positions), 1, self.dim)
+            return self._cos.expand(shape[::2]).reshape(shape), self._sin.expand(shape[::2]).reshape(shape)
         cos, sin = self._cos[positions], self._sin[positions]
-        if spans is not None and self.rope.kind == "dynamic":
-            long = spans > self.rope.original_max_positions
+        limit = self.rope.span_limit
+        if spans is not None and limit is not None:
+            long = spans > limit
             if bool(long.any()):
-                cos[long], sin[long] = self._dynamic(positions[long], spans[long])
+                angles = self._dynamic if self.rope.kind == "dynamic" else self._long
+                cos[long], sin[long] = self._turns(angles(positions[long], spans[long]))
         return cos.unsqueeze(1), sin.unsqueeze(1)
 
-    def _dynamic(self, positions: Tensor, spans: Tensor) -> tuple[Tensor, Tensor]:
-        """NTK-aware scaling: the base grows with the span. positions, spans: [n] -> two [n, dim]."""
+    def _turns(self, angles: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin of a head from the angles of its rotated pairs. angles: [n, pairs] -> two [n, dim]."""
+        still = angles.new_zeros(len(angles), self.dim // 2 - angles.shape[1])
+        halves = []
+        for function, rest in ((torch.cos, still + 1), (torch.sin, still)):
+            half = torch.cat((function(angles) * self._scale, rest), dim=1)
+            halves.append(torch.cat((half, half), dim=1).to(self.dtype))
+        return halves[0], halves[1]
+
+    def _dynamic(self, positions: Tensor, spans: Tensor) -> Tensor:
+        """NTK-aware scaling: the base grows with the span. positions, spans: [n] -> angles [n, pairs]."""
+        dim = self.rotary_dim
         ratio = self.rope.factor * spans.double() / self.rope.original_max_positions - (self.rope.factor - 1)
-        theta = self.rope.theta * ratio ** (self.dim / (self.dim - 2))
-        exponent = torch.arange(0, self.dim, 2).double() / self.dim
-        angles = positions.float().unsqueeze(1) * (1.0 / theta.unsqueeze(1) ** exponent).float()
-        angles = torch.cat((angles, angles), dim=-1)
-        return angles.cos().to(self.dtype), angles.sin().to(self.dtype)
+        theta = self.rope.theta * ratio ** (dim / (dim - 2))
+        exponent = torch.arange(0, dim, 2).double() / dim
+        return positions.float().unsqueeze(1) * (1.0 / theta.unsqueeze(1) ** exponent).float()
+
+    def _long(self, positions: Tensor, _spans: Tensor) -> Tensor:
+        """LongRoPE past the original context: the same angles for all of it. positions: [n] -> angles [n, pairs]."""
+        longer = replace(self.rope, short_factors=self.rope.long_factors)
+        return positions.float().unsqueeze(1) * inverse_frequencies(longer, self.rotary_dim)[0]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

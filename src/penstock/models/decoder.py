@@ -2,47 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from penstock.devices.cpu import zeros_on_demand
 from penstock.formats import FORMATS, Format
+from penstock.formats.dense import Linear
 from penstock.hub.checkpoint import TensorEntry
-from penstock.kernels.attention import RunGroup, paged_attention, rotate_into_cache
-from penstock.kernels.norms import rms_norm
 from penstock.kernels.rotary import Rotary
 from penstock.models.config import DecoderConfig, WeightMap
+from penstock.models.inputs import KVCache, StepInputs
+from penstock.models.mlp import Mlp
+from penstock.models.norms import Norm
 from penstock.models.weights import DecoderWeights, LayerWeights, load_decoder
-
-KVCache = list[tuple[Tensor, Tensor]]  # per layer keys and values, [kv_heads, blocks, block_size, head_dim]
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """The rows of a step whose result is needed, and how they attend as runs of length 1, in the same order."""
-
-    rows: Tensor  # [R] int64
-    groups: list[RunGroup]
-
-
-@dataclass(frozen=True)
-class StepInputs:
-    """What one step computes: a flat batch of T tokens, run after run.
-
-    ids, positions: [T] each token and its place in its sequence. spans: [T] or None, see Rotary. slots: [T] where its
-    key and value go in the cache. groups: the cached blocks that each run attends to, in the order of the rows. wanted:
-    None where every row is. A prompt's other rows are there for their keys and values alone, so the last layer does
-    nothing else for them.
-    """
-
-    ids: Tensor
-    positions: Tensor
-    spans: Tensor | None
-    slots: Tensor
-    groups: list[RunGroup]
-    wanted: Wanted | None = None
 
 
 class Decoder:
@@ -50,7 +22,10 @@ class Decoder:
 
     def __init__(self, config: DecoderConfig, weights: DecoderWeights, dtype: torch.dtype, positions: int) -> None:
         self.config, self.weights, self.dtype = config, weights, dtype
-        self.rotary = Rotary(config.rope, config.head_dim, positions, dtype)
+        ropes = list(dict.fromkeys(config.ropes))
+        self._rotaries = [Rotary(rope, config.head_width, config.head_dim, positions, dtype) for rope in ropes]
+        self._turn_of = [ropes.index(rope) for rope in config.ropes]  # for each layer
+        self._multiplier = float(torch.tensor(config.embedding_multiplier, dtype=dtype))
 
     @classmethod
     def load(
@@ -62,13 +37,15 @@ class Decoder:
         positions: int,
         form: Format = FORMATS["none"],
     ) -> Decoder:
-        """Read the tensors of a checkpoint; without entries take random ones. positions: the longest context that
-        will be asked for."""
-        return cls(config, load_decoder(entries, config, names, dtype, form), dtype, positions)
+        """Read the tensors of a checkpoint; without entries take random ones.
+
+        positions: the longest context that will be asked for.
+        """
+        return cls(config, load_decoder(entries, config, names, dtype, form, positions), dtype, positions)
 
     def new_cache(self, num_blocks: int, block_size: int) -> KVCache:
         """An empty cache. Zeroed, because stale infinities would poison the padding of attention."""
-        shape = (self.config.num_kv_heads, num_blocks, block_size, self.config.head_dim)
+        shape = (num_blocks, self.config.num_kv_heads, block_size, self.config.head_width)
         return [
             (zeros_on_demand(shape, self.dtype, huge=True), zeros_on_demand(shape, self.dtype, huge=True))
             for _ in range(self.config.num_layers)
@@ -77,43 +54,67 @@ class Decoder:
     def forward(self, step: StepInputs, cache: KVCache) -> Tensor:
         """One step over a flat batch of runs; writes the cache. Returns [R, hidden], before the final norm, of the rows
         that are wanted, in their order."""
-        cos, sin = self.rotary(step.positions, step.spans)
-        x = self.weights.embedding[step.ids]
+        turns = [rotary(step.positions, step.spans) for rotary in self._rotaries]
+        x = self._embed(step)
         last = len(self.weights.layers) - 1
         for i, layer in enumerate(self.weights.layers):
             wanted = step.wanted if i == last else None
-            h = rms_norm(x, layer.attention_norm, self.config.norm_eps)
-            h = self._attention(layer, self.config.windows[i], h, cos, sin, step, wanted, cache[i])
-            if len(h) == 0:  # the middle of a prompt: keys and values were all
+            h = x if layer.attention_norm is None else layer.attention_norm(x)
+            mixed = layer.attention(h, turns[self._turn_of[i]], step, wanted, cache[i])
+            if len(mixed) == 0:  # the middle of a prompt: keys and values were all
                 return x[:0]
-            x = layer.out(h, x if wanted is None else x[wanted.rows])
-            h = rms_norm(x, layer.mlp_norm, self.config.norm_eps)
-            x = layer.down(layer.gate_up(h), x)
+            if wanted is not None:
+                x, h = x[wanted.rows], h[wanted.rows]
+            x = self._residual(layer, x, h, mixed)
         return x
 
-    def _attention(
-        self,
-        layer: LayerWeights,
-        window: int | None,
-        h: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        step: StepInputs,
-        wanted: Wanted | None,
-        kv: tuple[Tensor, Tensor],
-    ) -> Tensor:
-        """Self-attention of one layer, before its output projection. h: [T, hidden] -> [T or R, heads * head_dim]."""
-        c = self.config
-        qkv = layer.qkv(h).view(len(h), -1, c.head_dim)  # [T, heads + 2 kv_heads, dim]
-        q, k, v = qkv.split((c.num_heads, c.num_kv_heads, c.num_kv_heads), dim=1)
-        if layer.q_norm is not None and layer.k_norm is not None:
-            q, k = rms_norm(q, layer.q_norm, c.norm_eps), rms_norm(k, layer.k_norm, c.norm_eps)
-        q = rotate_into_cache(q, k, v, cos, sin, step.slots, *kv)
-        groups = step.groups
-        if wanted is not None:
-            q, groups = q[wanted.rows], wanted.groups
-        return paged_attention(q, *kv, groups, c.scale, window)
+    def _embed(self, step: StepInputs) -> Tensor:
+        """What goes into the first layer. [T, hidden]"""
+        w = self.weights
+        x = w.embedding[step.ids]
+        if w.project_in is not None:
+            x = w.project_in(x)
+        if self._multiplier != 1:
+            x.mul_(self._multiplier)
+        if w.positions is not None:
+            x.add_(w.positions[step.positions])
+        return x if w.embedding_norm is None else w.embedding_norm(x)
+
+    def _residual(self, layer: LayerWeights, x: Tensor, h: Tensor, mixed: Tensor) -> Tensor:
+        """The rest of a layer: the results of attention and MLP join the residual stream.
+
+        x: what the layer was given; h: its norm, which attention was given; mixed: what came out of attention.
+        """
+        normed, many = self.config.residual_normed, self.config.residual_multiplier
+        if self.config.parallel:  # both parts see the input of the layer
+            inside = h if layer.mlp_norm is None else layer.mlp_norm(x)
+            x = _add(layer.out, mixed, x, layer.attention_out_norm, many)
+            return _add(layer.mlp, inside, x, layer.mlp_out_norm, many)
+        x = _add(layer.out, mixed, h if normed else x, layer.attention_out_norm, many)
+        if layer.attention_sum_norm is not None:
+            x = layer.attention_sum_norm(x)
+        h = x if layer.mlp_norm is None else layer.mlp_norm(x)
+        x = _add(layer.mlp, h, h if normed else x, layer.mlp_out_norm, many)
+        return x if layer.mlp_sum_norm is None else layer.mlp_sum_norm(x)
+
+    def normed(self, hidden: Tensor) -> Tensor:
+        """What the output matrix multiplies. hidden: [n, hidden] from `forward` -> [n, hidden or embedding_size]."""
+        w = self.weights
+        x = hidden if w.final_norm is None else w.final_norm(hidden)
+        return x if w.project_out is None else w.project_out(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every token of the vocabulary. hidden: [n, hidden] from `forward` -> [n, vocab]."""
-        return self.weights.head(rms_norm(hidden, self.weights.final_norm, self.config.norm_eps))
+        scores = self.weights.head(self.normed(hidden))
+        if self.config.logit_multiplier != 1:
+            scores.mul_(self.config.logit_multiplier)
+        cap = self.config.logit_softcap
+        return scores if cap is None else scores.div_(cap).tanh_().mul_(cap)
+
+
+def _add(part: Linear | Mlp, h: Tensor, x: Tensor, norm: Norm | None, multiplier: float) -> Tensor:
+    """x + multiplier * norm(part(h)), in one go where the part can."""
+    if norm is None and multiplier == 1:
+        return part(h, x)
+    y = part(h)
+    return torch.add(x, y if norm is None else norm(y), alpha=multiplier)

@@ -2,169 +2,351 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from penstock.errors import ModelError
 from penstock.formats import Format
-from penstock.formats.dense import Gated, Linear
+from penstock.formats.dense import Linear
 from penstock.hub.checkpoint import TensorEntry
-from penstock.models.config import DecoderConfig, WeightMap
-
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+from penstock.kernels.attention import alibi_table
+from penstock.kernels.rotary import arrangement
+from penstock.models.attention import Attention, FusedQkv, LatentQkv
+from penstock.models.config import DecoderConfig, ExpertsConfig, HeadNormConfig, LatentConfig, NormConfig, WeightMap
+from penstock.models.experts import Experts
+from penstock.models.mlp import GatedMlp, Mlp, PlainMlp
+from penstock.models.norms import LayerNorm, Norm, NormOfAll, NormOfEach, NormOfOdd, RmsNorm
+from penstock.models.tensors import RandomReader, TensorReader
 
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """One decoder layer, ready to multiply. Norm weights: [hidden] or [head_dim]."""
+    """One decoder layer, ready to compute."""
 
-    attention_norm: Tensor
-    qkv: Linear
-    q_norm: Tensor | None
-    k_norm: Tensor | None
+    attention_norm: Norm | None
+    attention: Attention
     out: Linear
-    mlp_norm: Tensor
-    gate_up: Gated
-    down: Linear
+    attention_out_norm: Norm | None
+    attention_sum_norm: Norm | None
+    mlp_norm: Norm | None
+    mlp: Mlp
+    mlp_out_norm: Norm | None
+    mlp_sum_norm: Norm | None
 
 
 @dataclass(frozen=True)
 class DecoderWeights:
-    """A whole decoder. embedding: [vocab, hidden]."""
+    """A whole decoder. embedding: [vocab, embedding_size]; positions: [positions, hidden], learned."""
 
     embedding: Tensor
+    project_in: Linear | None
+    positions: Tensor | None
+    embedding_norm: Norm | None
     layers: list[LayerWeights]
-    final_norm: Tensor
+    final_norm: Norm | None
+    project_out: Linear | None
     head: Linear
 
 
-class TensorReader:
-    """Reads single tensors of a checkpoint, checking name, type and shape.
-
-    The file is read, not mapped: a file cut short under our feet is then an error and not a signal.
-    """
-
-    def __init__(self, entries: dict[str, TensorEntry], dtype: torch.dtype) -> None:
-        self.entries, self.dtype = entries, dtype
-
-    def __call__(self, name: str, shape: tuple[int, ...], out: Tensor | None = None) -> Tensor:
-        """The tensor in the working type, in `out` where it is given (contiguous, of that shape and type).
-
-        Raises ModelError when it is absent, misshapen or cut short.
-        """
-        entry = self.entries.get(name)
-        if entry is None:
-            raise ModelError(
-                f"the checkpoint has no tensor {name!r}", "it does not fit its config.json", "download the model again"
-            )
-        if entry.shape != shape:
-            raise ModelError(
-                f"{entry.file.name}: tensor {name!r} has shape {list(entry.shape)}",
-                f"config.json asks for {list(shape)}",
-                "download the model again, config.json and weights from one revision",
-            )
-        if entry.dtype not in _DTYPES:
-            raise ModelError(f"{entry.file.name}: tensor {name!r} has type {entry.dtype}, which cannot be computed in")
-        out = torch.empty(shape, dtype=self.dtype) if out is None else out
-        stored = _DTYPES[entry.dtype]
-        raw = out if stored == self.dtype else torch.empty(shape, dtype=stored)
-        _read_into(entry.file, entry.start, raw.view(-1).view(torch.uint8))
-        return out if raw is out else out.copy_(raw)
-
-
-class RandomReader:
-    """Stands in for a TensorReader where there is no checkpoint: every tensor is random, every norm's weight is one.
-
-    The numbers repeat after a prime number of them, so that no two rows of a matrix are alike and a gigabyte takes a
-    moment.
-    """
-
-    _PERIOD = 999_983
-    _SPREAD = 0.02
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.entries: dict[str, TensorEntry] = {}
-        generator = torch.Generator().manual_seed(0)
-        self._numbers = (torch.randn(self._PERIOD, generator=generator) * self._SPREAD).to(dtype)
-
-    def __call__(self, name: str, shape: tuple[int, ...], out: Tensor | None = None) -> Tensor:
-        out = torch.empty(shape, dtype=self._numbers.dtype) if out is None else out
-        if len(shape) == 1:
-            return out.fill_(0.0 if name.endswith(".bias") else 1.0)
-        for part in out.view(-1).split(self._PERIOD):
-            part.copy_(self._numbers[: len(part)])
-        return out
-
-
 def load_decoder(
-    entries: dict[str, TensorEntry] | None, config: DecoderConfig, names: WeightMap, dtype: torch.dtype, form: Format
+    entries: dict[str, TensorEntry] | None,
+    config: DecoderConfig,
+    names: WeightMap,
+    dtype: torch.dtype,
+    form: Format,
+    positions: int,
 ) -> DecoderWeights:
     """Read and pack every tensor of the decoder. Raises ModelError for what does not fit.
 
     entries: of the checkpoint, or None for random weights. dtype: what is computed in; form: how the matrices are
-    stored.
+    stored; positions: the longest context.
     """
     read = RandomReader(dtype) if entries is None else TensorReader(entries, dtype)
-    hidden, wide = config.hidden_size, config.intermediate_size
-    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    return _Loader(read, config, names.found_in(entries or ()), form, positions).decoder()
+
+
+class _Loader:
+    """Builds the parts of a decoder from a checkpoint."""
+
+    def __init__(
+        self, read: TensorReader | RandomReader, config: DecoderConfig, names: WeightMap, form: Format, positions: int
+    ) -> None:
+        self.read, self.config, self.names, self.form, self.dtype = read, config, names, form, read.dtype
+        self.alibi = None
+        if config.alibi is not None:
+            half = config.alibi == "half"
+            self.alibi = alibi_table(config.num_heads, positions, config.scale(0) if half else 1.0, half)
+
+    def decoder(self) -> DecoderWeights:
+        c, names, base = self.config, self.names, self.names.base
+        wide = c.embedding_size or c.hidden_size
+        layers = [self.layer(i) for i in range(c.num_layers)]
+        table = None
+        if names.positions is not None and c.positions_offset is not None:
+            rows = c.max_positions + c.positions_offset
+            table = self.read(f"{base}{names.positions}.weight", (rows, c.hidden_size))[c.positions_offset :]
+        embedding = self.read(names.embedding_tensor, (c.vocab_size, wide))
+        head_bias = self.read(f"{names.head}.bias", (c.vocab_size,)) if c.head_bias else None
+        return DecoderWeights(
+            embedding=embedding,
+            project_in=self.projection(names.project_in, c.hidden_size, wide),
+            positions=table,
+            embedding_norm=self.norm(base, names.embedding_norm, c.hidden_size),
+            layers=layers,
+            final_norm=self.norm(base, names.final_norm, c.hidden_size),
+            project_out=self.projection(names.project_out, wide, c.hidden_size),
+            head=self.form.load(self.head(embedding), head_bias),
+        )
+
+    def layer(self, i: int) -> LayerWeights:
+        c, names = self.config, self.names
+        prefix = names.base + names.layer.format(i=i)
+        experts = c.experts is not None and c.experts.layers[i]
+        return LayerWeights(
+            attention_norm=self.norm(prefix, names.attention_norm, c.hidden_size),
+            attention=Attention(
+                qkv=self.qkv(prefix, i) if c.latent is None else self.latent_qkv(prefix, c.latent),
+                scale=c.scale(i),
+                window=c.windows[i] if c.windows else None,
+                softcap=c.attention_softcap,
+                chunk=c.chunks[i] if c.chunks else None,
+                alibi=self.alibi,
+                temperature=c.temperature if c.ropes[i].kind == "none" else None,
+            ),
+            out=self.out(prefix),
+            attention_out_norm=self.norm(prefix, names.attention_out_norm, c.hidden_size),
+            attention_sum_norm=self.norm(prefix, names.attention_sum_norm, c.hidden_size),
+            mlp_norm=self.norm(prefix, names.mlp_norm, c.hidden_size),
+            mlp=self.experts(prefix) if experts else self.mlp(prefix),
+            mlp_out_norm=self.norm(prefix, names.mlp_out_norm, c.hidden_size),
+            mlp_sum_norm=self.norm(prefix, names.mlp_sum_norm, c.hidden_size),
+        )
+
+    def norm(self, prefix: str, name: str | None, size: int, config: NormConfig | None = None) -> Norm | None:
+        """A norm over `size` numbers, None for one that is not there."""
+        if name is None:
+            return None
+        c = config or self.config.norm
+        weight = self.read(f"{prefix}{name}.weight", (size,)) if c.weight else None
+        return make_norm(c, weight, self.read(f"{prefix}{name}.bias", (size,)) if c.bias else None, size, self.dtype)
 
     def matrix(
-        prefix: str, parts: tuple[str, ...], rows: tuple[int, ...], columns: int, bias: bool
+        self, prefix: str, parts: tuple[str, ...], rows: tuple[int, ...], columns: int, bias: bool
     ) -> tuple[Tensor, Tensor | None]:
         """`parts` of so many `rows` each, stacked along the output axis, and their bias."""
-        weights = torch.empty((sum(rows), columns), dtype=dtype)
-        biases = torch.empty(sum(rows), dtype=dtype) if bias else None
+        weights = torch.empty((sum(rows), columns), dtype=self.dtype)
+        biases = torch.empty(sum(rows), dtype=self.dtype) if bias else None
         for part, n, weight in zip(parts, rows, weights.split(list(rows)), strict=True):
-            read(f"{prefix}{part}.weight", (n, columns), weight)
+            if self.names.transposed:
+                weight.copy_(self.read(f"{prefix}{part}.weight", (columns, n)).T)
+            else:
+                self.read(f"{prefix}{part}.weight", (n, columns), weight)
         if biases is not None:
             for part, n, slot in zip(parts, rows, biases.split(list(rows)), strict=True):
-                read(f"{prefix}{part}.bias", (n,), slot)
+                self.read(f"{prefix}{part}.bias", (n,), slot)
         return weights, biases
 
-    layers = []
-    for i in range(config.num_layers):
-        prefix = names.layer.format(i=i)
-        gate, gate_bias = matrix(prefix, names.gate, (wide,), hidden, config.mlp_bias)
-        up, up_bias = matrix(prefix, names.up, (wide,), hidden, config.mlp_bias)
-        layers.append(
-            LayerWeights(
-                attention_norm=read(prefix + names.attention_norm, (hidden,)),
-                qkv=form.load(*matrix(prefix, names.qkv, (q, kv, kv), hidden, config.qkv_bias)),
-                q_norm=read(prefix + names.q_norm, (config.head_dim,)) if config.qk_norm else None,
-                k_norm=read(prefix + names.k_norm, (config.head_dim,)) if config.qk_norm else None,
-                out=form.load(*matrix(prefix, names.out, (hidden,), q, config.out_bias)),
-                mlp_norm=read(prefix + names.mlp_norm, (hidden,)),
-                gate_up=form.load_gated(gate, up, config.activation, gate_bias, up_bias),
-                down=form.load(*matrix(prefix, names.down, (hidden,), wide, config.mlp_bias)),
-            )
+    def projection(self, name: str | None, rows: int, columns: int) -> Linear | None:
+        if name is None:
+            return None
+        return self.form.load(*self.matrix(self.names.base, (name,), (rows,), columns, False))
+
+    def qkv(self, prefix: str, i: int) -> FusedQkv:
+        c, names = self.config, self.names
+        heads = (c.num_heads, c.num_kv_heads, c.num_kv_heads)
+        rows = tuple(n * c.head_dim for n in heads) if len(names.qkv) == 3 else (sum(heads) * c.head_dim,)
+        weight, bias = self.matrix(prefix, names.qkv, rows, c.hidden_size, c.qkv_bias)
+        weight = self.arranged(weight)
+        bias = None if bias is None else self.arranged(bias)
+        q_norm = k_norm = None
+        if c.qk_norm is not None and not (c.qk_norm.rotated_only and c.ropes[i].kind == "none"):
+            q_norm = self.head_norm(c.qk_norm, f"{prefix}{names.q_norm}", c.num_heads)
+            k_norm = self.head_norm(c.qk_norm, f"{prefix}{names.k_norm}", c.num_kv_heads)
+        return FusedQkv(
+            self.form.load(weight, bias), c.num_heads, c.num_kv_heads, c.head_width, q_norm, k_norm, c.qkv_clip
         )
-    embedding = read(names.embedding, (config.vocab_size, hidden))
-    head = _head(read, config, names, embedding)
-    return DecoderWeights(embedding, layers, read(names.final_norm, (hidden,)), form.load(head))
+
+    def arranged(self, rows: Tensor) -> Tensor:
+        """Rows of q, k and v in our order: all q, all k, all v, and the dimensions of their heads as `head_order` says.
+
+        rows: [(heads + 2 kv_heads) * head_dim, ...], as the checkpoint orders them.
+        """
+        c = self.config
+        order, kv_heads = c.head_order, c.num_kv_heads
+        if order is None and not self.names.qkv_grouped:
+            return rows
+        heads = rows.view(-1, c.head_dim, *rows.shape[1:])
+        if self.names.qkv_grouped:
+            groups = heads.view(kv_heads, -1, *heads.shape[1:])
+            heads = torch.cat([part.flatten(0, 1) for part in groups.tensor_split((-2, -1), dim=1)])
+        if order is not None:
+            qk, v = heads.split((c.num_heads + kv_heads, kv_heads))
+            heads = torch.cat((in_order(qk, 1, order), _widened(v, 1, c.head_width)))
+        return heads.flatten(0, 1).contiguous()
+
+    def head_norm(self, config: HeadNormConfig, name: str, heads: int) -> Norm:
+        """The norm of q or k. A weight of each head's own lies in one tensor, or in one tensor a head."""
+        c, norm = self.config, config.norm
+        dim = c.head_dim
+        order = c.head_order or list(range(dim))
+
+        def one(size: int, weight: Tensor | None, bias: Tensor | None = None) -> Norm:
+            return make_norm(norm, weight, bias, size, self.dtype)
+
+        if not norm.weight:
+            made = one(dim, None)
+        elif config.over == "all":
+            return NormOfAll(one(heads * dim, self.read(f"{name}.weight", (heads * dim,))))
+        elif config.over == "each":
+            if f"{name}.weight" in self.read:
+                weight = self.read(f"{name}.weight", (heads, dim))
+            else:
+                weight = torch.stack([self.read(f"{name}.norms.{i}.weight", (dim,)) for i in range(heads)])
+            weight = in_order(weight, 1, [d for d in order if d >= 0])
+            made = NormOfEach(make_norm(replace(norm, weight=False), None, None, dim, self.dtype), weight)
+        else:
+            real = [d for d in order if d >= 0]
+            bias = in_order(self.read(f"{name}.bias", (dim,)), 0, real) if norm.bias else None
+            made = one(dim, in_order(self.read(f"{name}.weight", (dim,)), 0, real), bias)
+        return made if c.head_width == dim else NormOfOdd(made, dim)
+
+    def latent_qkv(self, prefix: str, latent: LatentConfig) -> LatentQkv:
+        """Multi-head latent attention; the names of its tensors are DeepSeek's."""
+        c = self.config
+        prefix = f"{prefix}self_attn."
+        order, count = c.head_order, c.num_heads * c.head_dim
+
+        def query(weight: Tensor) -> Linear:
+            heads = weight.view(c.num_heads, c.head_dim, -1)
+            return self.form.load(heads.flatten(0, 1) if order is None else in_order(heads, 1, order).flatten(0, 1))
+
+        def norm(name: str, size: int) -> Norm:
+            return make_norm(latent.norm, self.read(f"{prefix}{name}.weight", (size,)), None, size, self.dtype)
+
+        queries: tuple[Linear | Norm, ...]
+        if latent.q_rank is None:
+            queries = (query(self.matrix(prefix, ("q_proj",), (count,), c.hidden_size, False)[0]),)
+        else:
+            queries = (
+                self.form.load(*self.matrix(prefix, ("q_a_proj",), (latent.q_rank,), c.hidden_size, c.qkv_bias)),
+                norm("q_a_layernorm", latent.q_rank),
+                query(self.matrix(prefix, ("q_b_proj",), (count,), latent.q_rank, False)[0]),
+            )
+        rank, turned = latent.kv_rank, latent.rotary_dim
+        weight, bias = self.matrix(prefix, ("kv_a_proj_with_mqa",), (rank + turned,), c.hidden_size, c.qkv_bias)
+        pairs = arrangement(turned, None, c.rope.neighbours) or list(range(turned))
+        rows = [*range(rank), *(rank + d for d in pairs)]
+        values = c.num_heads * (c.head_dim - turned + latent.value_dim)
+        return LatentQkv(
+            query=queries,
+            down=self.form.load(in_order(weight, 0, rows), None if bias is None else in_order(bias, 0, rows)),
+            norm=norm("kv_a_layernorm", rank),
+            up=self.form.load(*self.matrix(prefix, ("kv_b_proj",), (values,), rank, False)),
+            heads=c.num_heads,
+            dim=c.head_width,
+            rotary_dim=turned,
+            value_dim=latent.value_dim,
+        )
+
+    def out(self, prefix: str) -> Linear:
+        """The output projection; dimensions that heads have only in our layout get zeros."""
+        c = self.config
+        dim = c.head_dim if c.latent is None else c.latent.value_dim
+        weight, bias = self.matrix(prefix, (self.names.out,), (c.hidden_size,), c.num_heads * dim, c.out_bias)
+        if dim != c.head_width:
+            weight = _widened(weight.view(c.hidden_size, c.num_heads, dim), 2, c.head_width).flatten(1)
+        return self.form.load(weight, bias)
+
+    def mlp(self, prefix: str) -> Mlp:
+        c, names = self.config, self.names
+        wide, hidden = c.intermediate_size, c.hidden_size
+        if not c.gated:
+            up = self.form.load(*self.matrix(prefix, (names.up,), (wide,), hidden, c.mlp_bias))
+            down = self.form.load(*self.matrix(prefix, (names.down,), (hidden,), wide, c.mlp_bias))
+            return PlainMlp(up, c.activation, down)
+        return self.gated(prefix, names.gate, names.up, names.gate_up, names.down, wide, c.mlp_bias)
+
+    def gated(
+        self, prefix: str, gate: str, up: str, gate_up: str | None, down: str, wide: int, bias: bool = False
+    ) -> GatedMlp:
+        hidden = self.config.hidden_size
+        if gate_up is None:
+            first, first_bias = self.matrix(prefix, (gate,), (wide,), hidden, bias)
+            second, second_bias = self.matrix(prefix, (up,), (wide,), hidden, bias)
+        else:
+            both, both_bias = self.matrix(prefix, (gate_up,), (2 * wide,), hidden, bias)
+            first, second = both.split(wide)
+            first_bias, second_bias = (None, None) if both_bias is None else both_bias.split(wide)
+        return GatedMlp(
+            self.form.load_gated(first, second, self.config.activation, first_bias, second_bias),
+            self.form.load(*self.matrix(prefix, (down,), (hidden,), wide, bias)),
+        )
+
+    def experts(self, prefix: str) -> Experts:
+        c, names = self.config, self.names
+        assert c.experts is not None  # noqa: S101 (layer)
+        e, hidden = c.experts, c.hidden_size
+        correction = f"{prefix}{names.router}.e_score_correction_bias"
+        shared = shared_gate = None
+        if e.shared_size:
+            parts = names.shared_gate, names.shared_up, names.shared_gate_up, names.shared_down
+            shared = self.gated(prefix, *parts, e.shared_size)
+        if e.shared_gate:
+            shared_gate = self.read(f"{prefix}{names.shared_expert_gate}.weight", (1, hidden))
+        return Experts(
+            config=e,
+            router=self.read(f"{prefix}{names.router}.weight", (e.count, hidden)),
+            correction=self.read(correction, (e.count,)) if correction in self.read else None,
+            experts=[self.expert(prefix, i, e) for i in range(e.count)],
+            shared=shared,
+            shared_gate=shared_gate,
+        )
+
+    def expert(self, prefix: str, i: int, e: ExpertsConfig) -> Mlp:
+        names, hidden, wide = self.names, self.config.hidden_size, e.intermediate_size
+        if names.experts_gate_up is None or names.experts_down is None:
+            gate, up, down = (name.format(e=i) for name in (names.expert_gate, names.expert_up, names.expert_down))
+            return self.gated(prefix, gate, up, None, down, wide)
+
+        def stacked(name: str, rows: int, columns: int) -> Tensor:
+            if names.experts_transposed:
+                return self.read(prefix + name, (columns, rows), part=(i, e.count)).T.contiguous()
+            return self.read(prefix + name, (rows, columns), part=(i, e.count))
+
+        first, second = stacked(names.experts_gate_up, 2 * wide, hidden).split(wide)
+        return GatedMlp(
+            self.form.load_gated(first, second, self.config.activation),
+            self.form.load(stacked(names.experts_down, hidden, wide)),
+        )
+
+    def head(self, embedding: Tensor) -> Tensor:
+        """The output matrix. A checkpoint that says it is tied but stores another one means the other."""
+        name = self.names.head_tensor
+        if self.config.tie_head and name not in self.read:
+            return embedding
+        head = self.read(name, tuple(embedding.shape))
+        return embedding if self.config.tie_head and torch.equal(head, embedding) else head
 
 
-def _head(read: TensorReader | RandomReader, config: DecoderConfig, names: WeightMap, embedding: Tensor) -> Tensor:
-    """The output matrix [vocab, hidden]. A checkpoint that says it is tied but stores another one means the other."""
-    if config.tie_head and names.head not in read.entries:
-        return embedding
-    head = read(names.head, (config.vocab_size, config.hidden_size))
-    return embedding if config.tie_head and torch.equal(head, embedding) else head
+def make_norm(config: NormConfig, weight: Tensor | None, bias: Tensor | None, size: int, dtype: torch.dtype) -> Norm:
+    """A norm over `size` numbers from what is stored of it."""
+    if weight is not None and config.offset:
+        weight = (weight.float() + config.offset).to(dtype)
+    if config.kind == "layer":
+        return LayerNorm(weight, bias, config.eps)
+    return RmsNorm(torch.ones(size, dtype=dtype) if weight is None else weight, config.eps)
 
 
-def _read_into(path: Path, offset: int, buffer: Tensor) -> None:
-    """Fill a byte tensor from a file. Raises ModelError when the file ends early or cannot be read."""
-    view = memoryview(buffer.numpy())  # type: ignore[arg-type]
-    try:
-        with open(path, "rb", buffering=0) as file:
-            done = 0
-            while done < len(view):
-                n = os.preadv(file.fileno(), [view[done:]], offset + done)
-                if n == 0:
-                    raise ModelError(f"{path.name} ends early", "the file is truncated", "download the model again")
-                done += n
-    except OSError as error:
-        raise ModelError(f"cannot read {path.name}", error.strerror or "", "check the file's permissions") from None
+def in_order(x: Tensor, axis: int, order: list[int]) -> Tensor:
+    """x with its entries along an axis as `order` names them; -1 is an entry of zeros."""
+    picked = x.index_select(axis, torch.tensor([max(d, 0) for d in order]))
+    for place, d in enumerate(order):
+        if d < 0:
+            picked.select(axis, place).zero_()
+    return picked
+
+
+def _widened(x: Tensor, axis: int, size: int) -> Tensor:
+    """x with zeros at the end of an axis, up to `size` entries."""
+    return in_order(x, axis, [d if d < x.shape[axis] else -1 for d in range(size)])

@@ -15,67 +15,74 @@ constexpr int kGroup = 32;                              // inputs that share a s
 constexpr int kQuads = kGroup / 4;
 constexpr int kGroupBytes = kPanel * 2 + kQuads * 128;  // scales and weights of a group of a panel
 
-typedef int32_t Lanes __attribute__((vector_size(64)));  // GCC keeps arrays of __m512i in memory
-
 // sums[ROWS][64] (+)= scales[64] * (rows[ROWS][kGroup] x weights[kQuads][64][4]). FETCH lines a quad from `next` on.
 template <int ROWS, int FETCH>
-void tile(const uint8_t *rows, int64_t stride, const int8_t *weights, const __m512 *scales, float *sums, bool first,
+void tile(const uint8_t *rows, int64_t stride, const int8_t *weights, const float *scales, float *sums, bool first,
           const char *next) {
-    Lanes sum[ROWS][4];
-    for (int r = 0; r < ROWS; r++) {
-        for (int j = 0; j < 4; j++) sum[r][j] = Lanes{};
-    }
-#pragma GCC unroll 2
-    for (int i = 0; i < kQuads; i++) {
-        __m512i columns[4];
-        for (int j = 0; j < 4; j++) columns[j] = _mm512_load_si512(weights + (i * 4 + j) * 64);
-        for (int line = 0; line < FETCH; line++) _mm_prefetch(next + (i * FETCH + line) * 64, _MM_HINT_T0);
-#pragma GCC unroll 6
+    constexpr int kWidth = Int8Dot::kWidth, kColumns = kWidth * kLanes;
+    for (int part = 0; part < kPanel; part += kColumns) {
+        Ints sum[ROWS][kWidth];
         for (int r = 0; r < ROWS; r++) {
-            int32_t quad;
-            std::memcpy(&quad, rows + r * stride + i * 4, sizeof quad);
-            const __m512i row = _mm512_set1_epi32(quad);
-            for (int j = 0; j < 4; j++) sum[r][j] = (Lanes)_mm512_dpbusd_epi32((__m512i)sum[r][j], row, columns[j]);
+            for (int j = 0; j < kWidth; j++) sum[r][j] = Ints{};
         }
-    }
-    for (int r = 0; r < ROWS; r++) {
-        for (int j = 0; j < 4; j++) {
-            float *to = sums + r * kPanel + j * 16;
-            const __m512 before = first ? _mm512_setzero_ps() : _mm512_load_ps(to);
-            _mm512_store_ps(to, _mm512_fmadd_ps(_mm512_cvtepi32_ps((__m512i)sum[r][j]), scales[j], before));
+#pragma GCC unroll 2
+        for (int i = 0; i < kQuads; i++) {
+            Int8Dot::Column columns[kWidth];
+            for (int j = 0; j < kWidth; j++) {
+                columns[j] = Int8Dot::column(reinterpret_cast<const char *>(weights) + (i * kPanel + part + j * kLanes) * 4);
+            }
+            if (part == 0) {
+                for (int line = 0; line < FETCH; line++) __builtin_prefetch(next + (i * FETCH + line) * 64);
+            }
+#pragma GCC unroll 6
+            for (int r = 0; r < ROWS; r++) {
+                const Int8Dot::Row row = Int8Dot::row(reinterpret_cast<const char *>(rows) + r * stride + i * 4);
+                for (int j = 0; j < kWidth; j++) sum[r][j] = Int8Dot::add(sum[r][j], row, columns[j]);
+            }
+        }
+        for (int r = 0; r < ROWS; r++) {
+            for (int j = 0; j < kWidth; j++) {
+                float *to = sums + r * kPanel + part + j * kLanes;
+                const Floats scale = *reinterpret_cast<const Floats *>(scales + part + j * kLanes);
+                const Floats before = first ? Floats{} : *reinterpret_cast<const Floats *>(to);
+                *reinterpret_cast<Floats *>(to) = fmadd(to_floats(sum[r][j]), scale, before);
+            }
         }
     }
 }
 
 template <int FETCH>
-void tile_of(int count, const uint8_t *rows, int64_t stride, const int8_t *weights, const __m512 *scales, float *sums,
+void tile_of(int count, const uint8_t *rows, int64_t stride, const int8_t *weights, const float *scales, float *sums,
              bool first, const char *next) {
     switch (count) {
         case 1: return tile<1, FETCH>(rows, stride, weights, scales, sums, first, next);
         case 2: return tile<2, FETCH>(rows, stride, weights, scales, sums, first, next);
         case 3: return tile<3, FETCH>(rows, stride, weights, scales, sums, first, next);
         case 4: return tile<4, FETCH>(rows, stride, weights, scales, sums, first, next);
-        case 5: return tile<5, FETCH>(rows, stride, weights, scales, sums, first, next);
-        default: return tile<6, FETCH>(rows, stride, weights, scales, sums, first, next);
+        default: break;
+    }
+    if constexpr (Int8Dot::kRows > 4) {
+        if (count == 5) return tile<5, FETCH>(rows, stride, weights, scales, sums, first, next);
+        return tile<6, FETCH>(rows, stride, weights, scales, sums, first, next);
     }
 }
 
 // sums[rows][64] = x[rows][k] x one panel.
 void panel_product(const uint8_t *x, int64_t k, const char *panel, float *sums, int rows) {
-    const int tiles = (rows + kTileRows - 1) / kTileRows;
-    const __m512i low = _mm512_set1_epi8(15), eight = _mm512_set1_epi8(8);
+    const int tiles = (rows + Int8Dot::kRows - 1) / Int8Dot::kRows;
     alignas(64) int8_t weights[kQuads * 256];
+    alignas(64) float scales[kPanel];
     for (int64_t group = 0; group < k / kGroup; group++, panel += kGroupBytes) {
-        __m512 scales[4];
-        for (int j = 0; j < 4; j++) {
-            const __m256i half = _mm256_load_si256(reinterpret_cast<const __m256i *>(panel) + j);
-            scales[j] = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-        }
-        for (int i = 0; i < kQuads * 2; i++) {
-            const __m512i both = _mm512_load_si512(panel + kPanel * 2 + i * 64);
-            const __m512i high = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
-            _mm512_store_si512(weights + i * 128, _mm512_sub_epi8(_mm512_and_si512(both, low), eight));
-            _mm512_store_si512(weights + i * 128 + 64, _mm512_sub_epi8(high, eight));
+        const bf16 *stored = reinterpret_cast<const bf16 *>(panel);
+#pragma omp simd
+        for (int c = 0; c < kPanel; c++) scales[c] = widen(stored[c]);
+        const uint8_t *both = reinterpret_cast<const uint8_t *>(panel) + kPanel * 2;
+        for (int i = 0; i < kQuads * 2; i++, both += 64) {
+#pragma omp simd
+            for (int c = 0; c < 64; c++) {
+                weights[i * 128 + c] = static_cast<int8_t>((both[c] & 15) - 8);
+                weights[i * 128 + 64 + c] = static_cast<int8_t>((both[c] >> 4) - 8);
+            }
         }
         // the groups that are fetched lie some way ahead: one is too short a time for memory to answer
         const char *next = panel + 3 * kGroupBytes;
@@ -108,35 +115,27 @@ void product4(const uint8_t *x, const uint8_t *weights, int64_t m, int64_t panel
     }
 }
 
-// What turns a sum into a number: the sum that the offset of 128 has added.
-struct Columns {
-    const float *offset;
-    const bf16 *bias;  // or null
-
-    float value(float sum, int64_t column, float row_scale) const {
-        const float x = (sum - offset[column]) * row_scale;
-        return bias ? x + widen(bias[column]) : x;
-    }
-};
+// Sums of `width` columns from `first` on become numbers.
+void scale(const penstock_matrix &w, int part, float *sums, int width, int64_t first, float row_scale) {
+    const float *offsets = static_cast<const float *>(w.offsets[part]) + first;
+#pragma omp simd
+    for (int c = 0; c < width; c++) sums[c] = (sums[c] - offsets[c]) * row_scale;
+}
 
 template <int ACTIVATION>
-void gated(const uint8_t *x, const float *row_scales, const uint8_t *weights, bf16 *out, int64_t m, int64_t n, int64_t k,
-           Columns gates, Columns ups) {
+void gated(const penstock_matrix &w, const QuantizedRows &x, int64_t m, uint16_t *out) {
     constexpr int kHalf = kPanel / 2;
     const auto finish = [&](float *sums, int64_t row, int rows, int64_t panel) {
         const int64_t first = panel * kHalf;
-        const int width = static_cast<int>(std::min<int64_t>(kHalf, n - first));
+        const int width = static_cast<int>(std::min<int64_t>(kHalf, w.n - first));
         for (int r = 0; r < rows; r++) {
-            const float *gate = sums + r * kPanel, *up = gate + kHalf, scale = row_scales[row + r];
-            bf16 *to = out + (row + r) * n + first;
-#pragma omp simd
-            for (int c = 0; c < width; c++) {
-                const float opened = activate<ACTIVATION>(gates.value(gate[c], first + c, scale));
-                narrow(opened * ups.value(up[c], first + c, scale), to[c]);
-            }
+            scale(w, 0, sums + r * kPanel, width, first, x.scales[row + r]);
+            scale(w, 1, sums + r * kPanel + kHalf, width, first, x.scales[row + r]);
+            write_gated_row<ACTIVATION>(sums + r * kPanel, width, from(w.biases[0], first), from(w.biases[1], first),
+                                        reinterpret_cast<bf16 *>(out) + (row + r) * w.n + first);
         }
     };
-    product4(x, weights, m, (n + kHalf - 1) / kHalf, k, finish);
+    product4(x.values, static_cast<const uint8_t *>(w.weights), m, (w.n + kHalf - 1) / kHalf, w.k, finish);
 }
 
 // The scale of a group, of a few tried, that leaves the least squared error: with 4 bits the largest weight is not always
@@ -206,36 +205,29 @@ void penstock_pack_int4(const uint16_t *weight, uint8_t *out, float *offsets, in
     }
 }
 
-// out[m, n] = x[m, k] x weights + bias[n] + residual[m, n], both optional. x, row_scales: of quantize_rows.
-void penstock_matmul_int4(const uint8_t *x, const float *row_scales, const uint8_t *weights, const float *offsets,
-                          uint16_t *out, int64_t m, int64_t n, int64_t k, const uint16_t *bias,
-                          const uint16_t *residual) {
-    const Columns columns{offsets, reinterpret_cast<const bf16 *>(bias)};
-    const bf16 *add = reinterpret_cast<const bf16 *>(residual);
+// As the products of matmul_bf16.cpp. scratch: m * (k + 4) bytes.
+void penstock_matmul_int4(const penstock_matrix *w, const uint16_t *x, int64_t stride, int64_t m,
+                          const uint16_t *residual, uint16_t *out, void *scratch) {
+    const QuantizedRows rows_of_x(scratch, m, w->k);
+    penstock_quantize_rows_bf16(x, stride, rows_of_x.values, rows_of_x.scales, m, w->k);
     const auto finish = [&](float *sums, int64_t row, int rows, int64_t panel) {
         const int64_t first = panel * kPanel;
-        const int width = static_cast<int>(std::min<int64_t>(kPanel, n - first));
+        const int width = static_cast<int>(std::min<int64_t>(kPanel, w->n - first));
         for (int r = 0; r < rows; r++) {
-            const int64_t at = (row + r) * n + first;
-            bf16 *to = reinterpret_cast<bf16 *>(out) + at;
-#pragma omp simd
-            for (int c = 0; c < width; c++) {
-                const float value = columns.value(sums[r * kPanel + c], first + c, row_scales[row + r]);
-                narrow(add ? value + widen(add[at + c]) : value, to[c]);
-            }
+            const int64_t at = (row + r) * w->n + first;
+            scale(*w, 0, sums + r * kPanel, width, first, rows_of_x.scales[row + r]);
+            write_row(sums + r * kPanel, width, from(w->biases[0], first), from(residual, at),
+                      reinterpret_cast<bf16 *>(out) + at);
         }
     };
-    product4(x, weights, m, (n + kPanel - 1) / kPanel, k, finish);
+    product4(rows_of_x.values, static_cast<const uint8_t *>(w->weights), m, (w->n + kPanel - 1) / kPanel, w->k, finish);
 }
 
-// out[m, n] = activation(x x gate + gate_bias) * (x x up + up_bias); weights: panels of 32 columns of gate and the same
-// 32 of up. activation: 0 silu, 1 gelu by tanh, 2 relu. The biases are optional.
-void penstock_gated_int4(const uint8_t *x, const float *row_scales, const uint8_t *weights, const float *gate_offsets,
-                         const float *up_offsets, uint16_t *out, int64_t m, int64_t n, int64_t k,
-                         const uint16_t *gate_bias, const uint16_t *up_bias, int64_t activation) {
-    auto *chosen = activation == kSilu ? gated<kSilu> : activation == kGeluTanh ? gated<kGeluTanh> : gated<kRelu>;
-    chosen(x, row_scales, weights, reinterpret_cast<bf16 *>(out), m, n, k,
-           Columns{gate_offsets, reinterpret_cast<const bf16 *>(gate_bias)},
-           Columns{up_offsets, reinterpret_cast<const bf16 *>(up_bias)});
+void penstock_gated_int4(const penstock_matrix *w, const uint16_t *x, int64_t stride, int64_t m, uint16_t *out,
+                         void *scratch) {
+    const QuantizedRows rows(scratch, m, w->k);
+    penstock_quantize_rows_bf16(x, stride, rows.values, rows.scales, m, w->k);
+    auto *chosen = w->activation == kSilu ? gated<kSilu> : w->activation == kGeluTanh ? gated<kGeluTanh> : gated<kRelu>;
+    chosen(*w, rows, m, out);
 }
 }

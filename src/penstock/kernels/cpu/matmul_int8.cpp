@@ -1,6 +1,6 @@
-// Products of 8-bit activations with 8-bit weights: four at a time in int32 (vpdpbusd, AVX512_VNNI), half the bytes and
-// twice the arithmetic of bfloat16. Activations are quantized row by row at run time, weights column by column at load,
-// both to [-127, 127] times a scale. The instruction wants one side unsigned, so activations are stored 128 up, and what
+// Products of 8-bit activations with 8-bit weights, summed exactly in int32: half the bytes and, with VNNI, twice the
+// arithmetic of bfloat16. Activations are quantized row by row at run time, weights column by column at load,
+// both to [-127, 127] times a scale. VNNI wants one side unsigned, so activations are stored 128 up, and what
 // that adds, 128 times the sum of a column, is taken off at the end.
 
 #include "product.h"
@@ -10,48 +10,30 @@
 namespace penstock {
 namespace {
 
-struct Dot {
-    using Sum = int32_t;
-    typedef int32_t Vector __attribute__((vector_size(64)));  // GCC keeps arrays of __m512i in memory
-    static Vector zero() { return Vector{}; }
-    static Vector load(const Sum *from) { return *reinterpret_cast<const Vector *>(from); }
-    static void store(Sum *to, Vector x) { *reinterpret_cast<Vector *>(to) = x; }
-    static Vector add(Vector sum, __m512i row, __m512i columns) {
-        return (Vector)_mm512_dpbusd_epi32((__m512i)sum, row, columns);
-    }
-};
-
-// What turns a sum into a number: the scale of its column, and the sum that the offset of 128 has added.
-struct Columns {
-    const float *scale;
-    const int32_t *offset;
-    const bf16 *bias;  // or null
-
-    float value(int32_t sum, int64_t column, float row_scale) const {
-        const float x = static_cast<float>(sum - offset[column]) * (row_scale * scale[column]);
-        return bias ? x + widen(bias[column]) : x;
-    }
-};
+// Sums of `width` columns from `first` on become numbers.
+void scale(const penstock_matrix &w, int part, const int32_t *sums, int width, int64_t first, float row_scale,
+           float *values) {
+    const float *scales = w.scales[part] + first;
+    const int32_t *offsets = static_cast<const int32_t *>(w.offsets[part]) + first;
+#pragma omp simd
+    for (int c = 0; c < width; c++) values[c] = static_cast<float>(sums[c] - offsets[c]) * (row_scale * scales[c]);
+}
 
 template <int ACTIVATION>
-void gated(const uint8_t *x, const float *row_scales, const int8_t *weights, bf16 *out, int64_t m, int64_t n, int64_t k,
-           Columns gates, Columns ups) {
+void gated(const penstock_matrix &w, const QuantizedRows &x, int64_t m, uint16_t *out) {
     constexpr int kHalf = kPanel / 2;
     const auto finish = [&](int32_t *sums, int64_t row, int rows, int64_t panel) {
         const int64_t first = panel * kHalf;
-        const int width = static_cast<int>(std::min<int64_t>(kHalf, n - first));
+        const int width = static_cast<int>(std::min<int64_t>(kHalf, w.n - first));
+        alignas(64) float values[kPanel];
         for (int r = 0; r < rows; r++) {
-            const int32_t *gate = sums + r * kPanel, *up = gate + kHalf;
-            const float scale = row_scales[row + r];
-            bf16 *to = out + (row + r) * n + first;
-#pragma omp simd
-            for (int c = 0; c < width; c++) {
-                const float opened = activate<ACTIVATION>(gates.value(gate[c], first + c, scale));
-                narrow(opened * ups.value(up[c], first + c, scale), to[c]);
-            }
+            scale(w, 0, sums + r * kPanel, width, first, x.scales[row + r], values);
+            scale(w, 1, sums + r * kPanel + kHalf, width, first, x.scales[row + r], values + kHalf);
+            write_gated_row<ACTIVATION>(values, width, from(w.biases[0], first), from(w.biases[1], first),
+                                        reinterpret_cast<bf16 *>(out) + (row + r) * w.n + first);
         }
     };
-    product<Dot>(x, k, weights, m, (n + kHalf - 1) / kHalf, k, finish);
+    product<Int8Dot>(x.values, w.k, w.weights, m, (w.n + kHalf - 1) / kHalf, w.k, finish);
 }
 
 }  // namespace
@@ -86,44 +68,65 @@ void penstock_quantize_rows_bf16(const uint16_t *x, int64_t stride, uint8_t *out
     }
 }
 
-// weight: [n, k] contiguous, k a multiple of 4, as columns [offset, offset + width) of the panels of `out`: see
-// pack_panels.
-void penstock_pack_int8(const int8_t *weight, int8_t *out, int64_t n, int64_t k, int64_t offset, int64_t width) {
-    pack_panels(reinterpret_cast<const char *>(weight), reinterpret_cast<char *>(out), n, k, offset, width);
+// weight: [n, k] contiguous bfloat16, k a multiple of 4, quantized into columns [offset, offset + width) of the panels of
+// `out`: see pack_panels. scales: [n], the largest of each row / 127; offsets: [n], 128 times the sum of each column.
+void penstock_pack_int8(const uint16_t *weight, int8_t *out, float *scales, int32_t *offsets, int64_t n, int64_t k,
+                        int64_t offset, int64_t width) {
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t first = 0; first < n; first += width) {
+        int8_t *panel = out + first / width * k * kPanel + offset * 4;
+        for (int64_t row = first; row < std::min(first + width, n); row++) {
+            const bf16 *w = reinterpret_cast<const bf16 *>(weight) + row * k;
+            float top = 0;
+#pragma omp simd reduction(max : top)
+            for (int64_t i = 0; i < k; i++) {
+                const float size = std::fabs(widen(w[i]));
+                top = size > top ? size : top;
+            }
+            const float inverse = top > 0 ? 127.0f / top : 0.0f;
+            int32_t total = 0;
+            for (int64_t start = 0; start < k; start += 64) {
+                const int count = static_cast<int>(std::min<int64_t>(k - start, 64));
+                int8_t values[64];
+#pragma omp simd reduction(+ : total)
+                for (int i = 0; i < count; i++) {
+                    const float q = std::nearbyint(widen(w[start + i]) * inverse);
+                    const int32_t value = q >= -127.0f && q <= 127.0f ? static_cast<int32_t>(q) : 0;
+                    values[i] = static_cast<int8_t>(value);
+                    total += value;
+                }
+                for (int i = 0; i < count; i += 4) std::memcpy(panel + (start + i) * kPanel, values + i, 4);
+            }
+            scales[row] = top / 127.0f;
+            offsets[row] = total * 128;
+            panel += 4;
+        }
+    }
 }
 
-// out[m, n] = x[m, k] x weights + bias[n] + residual[m, n], both optional. x, row_scales: of quantize_rows; scales: [n]
-// of the weights; offsets: [n], 128 times the sum of each column.
-void penstock_matmul_int8(const uint8_t *x, const float *row_scales, const int8_t *weights, const float *scales,
-                          const int32_t *offsets, uint16_t *out, int64_t m, int64_t n, int64_t k, const uint16_t *bias,
-                          const uint16_t *residual) {
-    const Columns columns{scales, offsets, reinterpret_cast<const bf16 *>(bias)};
-    const bf16 *add = reinterpret_cast<const bf16 *>(residual);
+// As the products of matmul_bf16.cpp. scratch: m * (k + 4) bytes.
+void penstock_matmul_int8(const penstock_matrix *w, const uint16_t *x, int64_t stride, int64_t m,
+                          const uint16_t *residual, uint16_t *out, void *scratch) {
+    const QuantizedRows rows_of_x(scratch, m, w->k);
+    penstock_quantize_rows_bf16(x, stride, rows_of_x.values, rows_of_x.scales, m, w->k);
     const auto finish = [&](int32_t *sums, int64_t row, int rows, int64_t panel) {
         const int64_t first = panel * kPanel;
-        const int width = static_cast<int>(std::min<int64_t>(kPanel, n - first));
+        const int width = static_cast<int>(std::min<int64_t>(kPanel, w->n - first));
+        alignas(64) float values[kPanel];
         for (int r = 0; r < rows; r++) {
-            const int64_t at = (row + r) * n + first;
-            bf16 *to = reinterpret_cast<bf16 *>(out) + at;
-#pragma omp simd
-            for (int c = 0; c < width; c++) {
-                const float value = columns.value(sums[r * kPanel + c], first + c, row_scales[row + r]);
-                narrow(add ? value + widen(add[at + c]) : value, to[c]);
-            }
+            const int64_t at = (row + r) * w->n + first;
+            scale(*w, 0, sums + r * kPanel, width, first, rows_of_x.scales[row + r], values);
+            write_row(values, width, from(w->biases[0], first), from(residual, at), reinterpret_cast<bf16 *>(out) + at);
         }
     };
-    product<Dot>(x, k, weights, m, (n + kPanel - 1) / kPanel, k, finish);
+    product<Int8Dot>(rows_of_x.values, w->k, w->weights, m, (w->n + kPanel - 1) / kPanel, w->k, finish);
 }
 
-// out[m, n] = activation(x x gate + gate_bias) * (x x up + up_bias); weights: panels of 32 columns of gate and the same
-// 32 of up. activation: 0 silu, 1 gelu by tanh, 2 relu. The biases are optional.
-void penstock_gated_int8(const uint8_t *x, const float *row_scales, const int8_t *weights, const float *gate_scales,
-                         const int32_t *gate_offsets, const float *up_scales, const int32_t *up_offsets, uint16_t *out,
-                         int64_t m, int64_t n, int64_t k, const uint16_t *gate_bias, const uint16_t *up_bias,
-                         int64_t activation) {
-    auto *chosen = activation == kSilu ? gated<kSilu> : activation == kGeluTanh ? gated<kGeluTanh> : gated<kRelu>;
-    chosen(x, row_scales, weights, reinterpret_cast<bf16 *>(out), m, n, k,
-           Columns{gate_scales, gate_offsets, reinterpret_cast<const bf16 *>(gate_bias)},
-           Columns{up_scales, up_offsets, reinterpret_cast<const bf16 *>(up_bias)});
+void penstock_gated_int8(const penstock_matrix *w, const uint16_t *x, int64_t stride, int64_t m, uint16_t *out,
+                         void *scratch) {
+    const QuantizedRows rows(scratch, m, w->k);
+    penstock_quantize_rows_bf16(x, stride, rows.values, rows.scales, m, w->k);
+    auto *chosen = w->activation == kSilu ? gated<kSilu> : w->activation == kGeluTanh ? gated<kGeluTanh> : gated<kRelu>;
+    chosen(*w, rows, m, out);
 }
 }

@@ -1,51 +1,166 @@
-// The loops of a product of activations with packed weights, for any type that a 512-bit dot instruction knows.
+// The loops of a product of activations with packed weights, for any type whose dots lie in `Dot`.
 //
 // Weights are packed in panels of 64 output columns, four bytes of inputs after the other: [columns / 64][bytes / 4][64][4]
-// bytes. A tile of up to 6 rows by one panel keeps its 24 sums in registers. Tiles share the stretch of a panel that lies
-// in the first-level cache, and while they multiply it they fetch the next one: memory and arithmetic overlap, which is
-// what a step with some tens of rows needs. Every sum is made in the same order whatever the number of rows, so a row's
-// result does not depend on its batch.
+// bytes. A tile of a few rows by some columns of a panel keeps its sums in registers. Tiles share the stretch of a panel
+// that lies in the first-level cache, and while they multiply it they fetch the next one: memory and arithmetic overlap,
+// which is what a step with some tens of rows needs. Every sum is made in the same order whatever the number of rows, so a
+// row's result does not depend on its batch.
 //
-// A type Dot says how four bytes of a row meet four bytes of 16 columns: Sum (float or int32_t), Vector (16 of them),
-// zero(), load(const Sum *), store(Sum *, Vector), add(Vector sum, __m512i row, __m512i columns).
+// A type Dot says how four bytes of a row meet four bytes of kLanes columns: Sum (float or int32_t), Vector (of them),
+// Row and Column, prepared by row(const char *) and column(const char *), add(Vector, Row, Column); kRows by kWidth vectors
+// are a tile.
 #pragma once
 
 #include "common.h"
+#include "lanes.h"
 
-#include <immintrin.h>
 #include <omp.h>
 
 #include <algorithm>
 
+extern "C" {
+
+// A packed matrix [k inputs, n outputs], or the two of a gated MLP: what belongs to the gate comes first.
+struct penstock_matrix {
+    const void *weights;          // panels
+    const float *scales[2];       // of 8-bit columns
+    const void *offsets[2];       // of quantized columns, what the 128 that rows are stored up adds to a sum
+    const uint16_t *biases[2];    // bfloat16, or null
+    int64_t n, k, activation;
+};
+}
+
 namespace penstock {
 
-constexpr int kPanel = 64;      // output columns of a panel: 4 registers of 16
-constexpr int kTileRows = 6;    // rows of a tile: 6 x 4 sums, 4 weights and 1 activation fit 32 registers
+constexpr int kPanel = 64;      // output columns of a panel
 constexpr int kBlockRows = 96;  // rows of a task; its sums stay in the second-level cache
 constexpr int kLines = 4;       // cache lines of four bytes of inputs in a panel
+
+#ifdef __AVX512BF16__
+
+// Pairs of bfloat16, summed in float32 (vdpbf16ps).
+struct Bf16Dot {
+    static constexpr int kRows = 6, kWidth = 4;  // 24 sums, 4 columns and 1 row fit 32 registers
+    using Sum = float;
+    using Vector = Floats;
+    using Row = __m512i;
+    using Column = __m512i;
+    static Row row(const char *from) {
+        int32_t pair;
+        std::memcpy(&pair, from, sizeof pair);
+        return _mm512_set1_epi32(pair);
+    }
+    static Column column(const char *from) { return _mm512_load_si512(from); }
+    static Vector add(Vector sum, Row row, Column column) {
+        return _mm512_dpbf16_ps(sum, (__m512bh)row, (__m512bh)column);
+    }
+};
+
+#else
+
+// The same by two float32 products: a bfloat16 is the upper half of a float32.
+struct Bf16Dot {
+    static constexpr int kRows = 4, kWidth = kLanes == 16 ? 4 : 2;
+    using Sum = float;
+    using Vector = Floats;
+    struct Row {
+        Floats even, odd;
+    };
+    using Column = Row;
+    static Row row(const char *from) {
+        bf16 pair[2];
+        std::memcpy(pair, from, sizeof pair);
+        return {every(widen(pair[0])), every(widen(pair[1]))};
+    }
+    static Column column(const char *from) {
+        const Ints pairs = load_ints(from);
+        return {as_floats(pairs << 16), as_floats(pairs & static_cast<int32_t>(0xffff0000))};
+    }
+    static Vector add(Vector sum, const Row &row, const Column &column) {
+        return fmadd(row.odd, column.odd, fmadd(row.even, column.even, sum));
+    }
+};
+
+#endif
+
+#ifdef __AVX512VNNI__
+
+// Four products of unsigned with signed 8 bits, summed in int32 (vpdpbusd).
+struct Int8Dot {
+    static constexpr int kRows = 6, kWidth = 4;
+    using Sum = int32_t;
+    using Vector = Ints;
+    using Row = __m512i;
+    using Column = __m512i;
+    static Row row(const char *from) {
+        int32_t quad;
+        std::memcpy(&quad, from, sizeof quad);
+        return _mm512_set1_epi32(quad);
+    }
+    static Column column(const char *from) { return _mm512_load_si512(from); }
+    static Vector add(Vector sum, Row row, Column column) {
+        return (Ints)_mm512_dpbusd_epi32((__m512i)sum, row, column);
+    }
+};
+
+#else
+
+// The same by products of 16 bits.
+struct Int8Dot {
+    static constexpr int kRows = 4, kWidth = kLanes == 16 ? 4 : 2;
+    using Sum = int32_t;
+    using Vector = Ints;
+    struct Row {
+        Ints even, odd;
+    };
+    using Column = Row;
+    static Row row(const char *from) {
+        uint32_t quad;
+        std::memcpy(&quad, from, sizeof quad);
+        return {every(static_cast<int32_t>(quad & 0x00ff00ff)), every(static_cast<int32_t>(quad >> 8 & 0x00ff00ff))};
+    }
+    static Column column(const char *from) {
+        const Ints quads = load_ints(from);
+        return {low16(quads), high16(quads)};
+    }
+    static Vector add(Vector sum, const Row &row, const Column &column) {
+        return sum + madd16(row.even, column.even) + madd16(row.odd, column.odd);
+    }
+};
+
+#endif
 
 // sums[ROWS][64] (+)= rows[ROWS][4 * quads] x weights[quads][64][4]. FETCH lines a quad are fetched from `next` on.
 template <class Dot, int ROWS, int FETCH>
 void tile(const char *__restrict rows, int64_t stride, const char *__restrict weights, typename Dot::Sum *__restrict sums,
           int quads, bool first, const char *next) {
-    typename Dot::Vector sum[ROWS][4];
-    for (int r = 0; r < ROWS; r++) {
-        for (int j = 0; j < 4; j++) sum[r][j] = first ? Dot::zero() : Dot::load(sums + r * kPanel + j * 16);
-    }
-    for (int i = 0; i < quads; i++) {
-        __m512i columns[4];
-        for (int j = 0; j < 4; j++) columns[j] = _mm512_load_si512(weights + (i * 4 + j) * 64);
-        for (int line = 0; line < FETCH; line++) _mm_prefetch(next + (i * FETCH + line) * 64, _MM_HINT_T0);
-#pragma GCC unroll 6
+    using Vector = typename Dot::Vector;
+    constexpr int kWidth = Dot::kWidth, kColumns = kWidth * kLanes;
+    for (int part = 0; part < kPanel; part += kColumns) {
+        Vector sum[ROWS][kWidth];
         for (int r = 0; r < ROWS; r++) {
-            int32_t quad;
-            std::memcpy(&quad, rows + r * stride + i * 4, sizeof quad);
-            const __m512i row = _mm512_set1_epi32(quad);
-            for (int j = 0; j < 4; j++) sum[r][j] = Dot::add(sum[r][j], row, columns[j]);
+            for (int j = 0; j < kWidth; j++) {
+                const auto *from = sums + r * kPanel + part + j * kLanes;
+                sum[r][j] = first ? Vector{} : *reinterpret_cast<const Vector *>(from);
+            }
         }
-    }
-    for (int r = 0; r < ROWS; r++) {
-        for (int j = 0; j < 4; j++) Dot::store(sums + r * kPanel + j * 16, sum[r][j]);
+        for (int i = 0; i < quads; i++) {
+            typename Dot::Column columns[kWidth];
+            for (int j = 0; j < kWidth; j++) columns[j] = Dot::column(weights + (i * kPanel + part + j * kLanes) * 4);
+            if (part == 0) {
+                for (int line = 0; line < FETCH; line++) __builtin_prefetch(next + (i * FETCH + line) * 64);
+            }
+#pragma GCC unroll 6
+            for (int r = 0; r < ROWS; r++) {
+                const typename Dot::Row row = Dot::row(rows + r * stride + i * 4);
+                for (int j = 0; j < kWidth; j++) sum[r][j] = Dot::add(sum[r][j], row, columns[j]);
+            }
+        }
+        for (int r = 0; r < ROWS; r++) {
+            for (int j = 0; j < kWidth; j++) {
+                *reinterpret_cast<Vector *>(sums + r * kPanel + part + j * kLanes) = sum[r][j];
+            }
+        }
     }
 }
 
@@ -57,8 +172,11 @@ void tile_of(int rows, const char *a, int64_t stride, const char *weights, typen
         case 2: return tile<Dot, 2, FETCH>(a, stride, weights, sums, quads, first, next);
         case 3: return tile<Dot, 3, FETCH>(a, stride, weights, sums, quads, first, next);
         case 4: return tile<Dot, 4, FETCH>(a, stride, weights, sums, quads, first, next);
-        case 5: return tile<Dot, 5, FETCH>(a, stride, weights, sums, quads, first, next);
-        default: return tile<Dot, 6, FETCH>(a, stride, weights, sums, quads, first, next);
+        default: break;
+    }
+    if constexpr (Dot::kRows > 4) {
+        if (rows == 5) return tile<Dot, 5, FETCH>(a, stride, weights, sums, quads, first, next);
+        return tile<Dot, 6, FETCH>(a, stride, weights, sums, quads, first, next);
     }
 }
 
@@ -66,7 +184,7 @@ void tile_of(int rows, const char *a, int64_t stride, const char *weights, typen
 template <class Dot>
 void panel_product(const char *a, int64_t stride, const char *panel, typename Dot::Sum *sums, int rows, int64_t bytes,
                    int depth) {
-    const int tiles = (rows + kTileRows - 1) / kTileRows;
+    const int tiles = (rows + Dot::kRows - 1) / Dot::kRows;
     const int share = tiles == 1 ? kLines : tiles <= 3 ? 2 : 1;  // lines that each tile fetches, until all are
     for (int64_t start = 0; start < bytes; start += depth) {
         const int quads = static_cast<int>(std::min<int64_t>(depth, bytes - start) / 4);
@@ -137,5 +255,53 @@ inline float activate(float x) {
     const float e = exp_nonpositive(z < 0 ? z : -z);
     return x * ((z < 0 ? e : 1.0f) / (1.0f + e));
 }
+
+// What follows a product, for one row of a panel. Every optional part is a loop of its own: the compiler does not make
+// vectors of a loop that asks for each number whether there is a bias. bias, add: null or `width` numbers.
+inline void write_row(float *values, int width, const bf16 *bias, const bf16 *add, bf16 *out) {
+    if (bias) {
+#pragma omp simd
+        for (int c = 0; c < width; c++) values[c] += widen(bias[c]);
+    }
+    if (add) {
+#pragma omp simd
+        for (int c = 0; c < width; c++) values[c] += widen(add[c]);
+    }
+#pragma omp simd
+    for (int c = 0; c < width; c++) narrow(values[c], out[c]);
+}
+
+// values: gates, and the numbers they open kPanel / 2 further on.
+template <int ACTIVATION>
+inline void write_gated_row(float *values, int width, const bf16 *gate_bias, const bf16 *up_bias, bf16 *out) {
+    float *up = values + kPanel / 2;
+    if (gate_bias) {
+#pragma omp simd
+        for (int c = 0; c < width; c++) values[c] += widen(gate_bias[c]);
+    }
+    if (up_bias) {
+#pragma omp simd
+        for (int c = 0; c < width; c++) up[c] += widen(up_bias[c]);
+    }
+#pragma omp simd
+    for (int c = 0; c < width; c++) narrow(activate<ACTIVATION>(values[c]) * up[c], out[c]);
+}
+
+inline const bf16 *from(const uint16_t *numbers, int64_t at) {
+    return numbers ? reinterpret_cast<const bf16 *>(numbers) + at : nullptr;
+}
+
+// Rows of activations as the dot of 8 bits takes them: round(x / scale) + 128, the scale of a row being its largest
+// |x| / 127 (matmul_int8.cpp). They lie in scratch memory of m * (k + 4) bytes.
+struct QuantizedRows {
+    uint8_t *values;
+    float *scales;
+
+    QuantizedRows(void *scratch, int64_t m, int64_t k)
+        : values(static_cast<uint8_t *>(scratch)), scales(reinterpret_cast<float *>(values + m * k)) {}
+};
+
+extern "C" void penstock_quantize_rows_bf16(const uint16_t *x, int64_t stride, uint8_t *out, float *scales, int64_t m,
+                                            int64_t k);
 
 }  // namespace penstock

@@ -1,9 +1,14 @@
-"""One page of description a family: how its config.json reads, where its tensors lie."""
+"""One page of description a family: how its config.json reads, where its tensors lie.
+
+Every module of this folder has a table FAMILIES, model_type -> Family; adding a family is adding a module.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +16,11 @@ from penstock.errors import ModelError, UsageError
 from penstock.hub.config import read_config, read_settings
 from penstock.kernels.norms import ACTIVATIONS
 from penstock.models.config import DecoderConfig, WeightMap
-from penstock.models.families import llama, mistral, qwen
+from penstock.models.family import Family
 
-
-@dataclass(frozen=True)
-class Family:
-    """read_config turns a config.json into the decoder's description; weights says where its tensors lie."""
-
-    read_config: Callable[[Mapping[str, Any]], DecoderConfig]
-    weights: WeightMap
-
-
-FAMILIES: dict[str, Family] = {
-    "llama": Family(llama.read_config, WeightMap()),
-    "mistral": Family(mistral.read_config, WeightMap()),
-    "qwen2": Family(qwen.read_qwen2, WeightMap()),
-    "qwen3": Family(qwen.read_qwen3, WeightMap()),
-}
+FAMILIES: dict[str, Family] = {}
+for _module in pkgutil.iter_modules(__path__):
+    FAMILIES |= importlib.import_module(f"{__name__}.{_module.name}").FAMILIES
 
 
 def describe(
@@ -53,15 +46,26 @@ def describe(
             f"the checkpoint is quantized ({method}), which is not supported yet",
             hint="use the unquantized checkpoint of the same model",
         )
-    family = FAMILIES[kind]
-    config = family.read_config(raw)
+    config, names = FAMILIES[kind].read(raw)
+    _check(config)
+    if rope_scaling or rope_factor:
+        config = _override_rope(config, rope_scaling or "linear", rope_factor or 1.0)
+    return replace(config, eos_ids=_eos_ids(folder, raw)), names
+
+
+def _check(config: DecoderConfig) -> None:
+    """Raise ModelError for what no decoder can be."""
     if config.num_heads % config.num_kv_heads:
         raise ModelError("config.json: the number of heads must be a multiple of the number of kv heads")
     if config.activation not in ACTIVATIONS:
         raise ModelError(f"unsupported activation {config.activation!r}", f"supported: {', '.join(ACTIVATIONS)}")
-    if rope_scaling or rope_factor:
-        config = _override_rope(config, rope_scaling or "linear", rope_factor or 1.0)
-    return replace(config, eos_ids=_eos_ids(folder, raw)), family.weights
+    for rope in set(config.ropes):
+        turned = abs(config.head_dim if rope.rotary_dim is None else rope.rotary_dim)
+        if rope.kind != "none" and turned + turned % 2 > config.head_dim:
+            raise ModelError(f"config.json: {turned} of the {config.head_dim} dimensions of a head cannot be rotated")
+    experts = config.experts
+    if experts is not None and (experts.top_k > experts.count or experts.count % experts.groups):
+        raise ModelError(f"config.json: a token cannot go to {experts.top_k} of {experts.count} experts")
 
 
 def _override_rope(config: DecoderConfig, kind: str, factor: float) -> DecoderConfig:
@@ -69,8 +73,11 @@ def _override_rope(config: DecoderConfig, kind: str, factor: float) -> DecoderCo
         raise UsageError(f"unknown rope scaling {kind!r}", hint="--rope-scaling takes linear or dynamic")
     if not 1 <= factor <= 1e4:
         raise UsageError(f"--rope-factor {factor} is not between 1 and 10000")
+    if config.rope.kind == "none":
+        raise UsageError("--rope-scaling is for models with rotary positions, which this one has not")
     rope = replace(config.rope, kind=kind, factor=factor, original_max_positions=config.max_positions)
-    return replace(config, rope=rope, max_positions=int(config.max_positions * factor))
+    ropes = tuple(rope if of_layer == config.rope else of_layer for of_layer in config.layer_ropes)
+    return replace(config, rope=rope, layer_ropes=ropes, max_positions=int(config.max_positions * factor))
 
 
 def _eos_ids(folder: Path, raw: Mapping[str, Any]) -> tuple[int, ...]:

@@ -1,0 +1,101 @@
+"""Single tensors of a checkpoint, read and checked."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from penstock.errors import ModelError
+from penstock.hub.checkpoint import TensorEntry
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+class TensorReader:
+    """Reads single tensors of a checkpoint, checking name, type and shape.
+
+    The file is read, not mapped: a file cut short under our feet is then an error and not a signal.
+    """
+
+    def __init__(self, entries: dict[str, TensorEntry], dtype: torch.dtype) -> None:
+        self.entries, self.dtype = entries, dtype
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.entries
+
+    def __call__(
+        self, name: str, shape: tuple[int, ...], out: Tensor | None = None, part: tuple[int, int] | None = None
+    ) -> Tensor:
+        """The tensor in the working type, in `out` where it is given (contiguous, of that shape and type).
+
+        part: (i, n): the tensor is one of n along a first axis, the i-th is read. Raises ModelError when it is absent,
+        misshapen or cut short.
+        """
+        stored_shape = shape if part is None else (part[1], *shape)
+        entry = self.entries.get(name)
+        if entry is None:
+            raise ModelError(
+                f"the checkpoint has no tensor {name!r}", "it does not fit its config.json", "download the model again"
+            )
+        if entry.shape != stored_shape:
+            raise ModelError(
+                f"{entry.file.name}: tensor {name!r} has shape {list(entry.shape)}",
+                f"config.json asks for {list(stored_shape)}",
+                "download the model again, config.json and weights from one revision",
+            )
+        if entry.dtype not in _DTYPES:
+            raise ModelError(f"{entry.file.name}: tensor {name!r} has type {entry.dtype}, which cannot be computed in")
+        out = torch.empty(shape, dtype=self.dtype) if out is None else out
+        stored = _DTYPES[entry.dtype]
+        raw = out if stored == self.dtype else torch.empty(shape, dtype=stored)
+        skipped = 0 if part is None else part[0] * raw.nbytes
+        _read_into(entry.file, entry.start + skipped, raw.view(-1).view(torch.uint8))
+        return out if raw is out else out.copy_(raw)
+
+
+class RandomReader:
+    """Stands in for a TensorReader where there is no checkpoint: every tensor is random, every norm's weight is one.
+
+    The numbers repeat after a prime number of them, so that no two rows of a matrix are alike and a gigabyte takes a
+    moment.
+    """
+
+    _PERIOD = 999_983
+    _SPREAD = 0.02
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        generator = torch.Generator().manual_seed(0)
+        self._numbers = (torch.randn(self._PERIOD, generator=generator) * self._SPREAD).to(dtype)
+
+    def __contains__(self, name: str) -> bool:
+        return False
+
+    def __call__(
+        self, name: str, shape: tuple[int, ...], out: Tensor | None = None, part: tuple[int, int] | None = None
+    ) -> Tensor:
+        """A tensor of that shape, in `out` where it is given."""
+        out = torch.empty(shape, dtype=self.dtype) if out is None else out
+        if len(shape) == 1:
+            return out.fill_(0.0 if name.endswith(".bias") else 1.0)
+        for piece in out.view(-1).split(self._PERIOD):
+            piece.copy_(self._numbers[: len(piece)])
+        return out
+
+
+def _read_into(path: Path, offset: int, buffer: Tensor) -> None:
+    """Fill a byte tensor from a file. Raises ModelError when the file ends early or cannot be read."""
+    view = memoryview(buffer.numpy())  # type: ignore[arg-type]
+    try:
+        with open(path, "rb", buffering=0) as file:
+            done = 0
+            while done < len(view):
+                n = os.preadv(file.fileno(), [view[done:]], offset + done)
+                if n == 0:
+                    raise ModelError(f"{path.name} ends early", "the file is truncated", "download the model again")
+                done += n
+    except OSError as error:
+        raise ModelError(f"cannot read {path.name}", error.strerror or "", "check the file's permissions") from None
