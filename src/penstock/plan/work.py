@@ -42,6 +42,8 @@ class Shape(Protocol):
     @property
     def windows(self) -> tuple[int | None, ...]: ...
     @property
+    def kv_elements(self) -> int: ...
+    @property
     def gated(self) -> bool: ...
     @property
     def experts(self) -> ExpertsShape | None: ...
@@ -101,7 +103,7 @@ class StepCost:
             top_k=0 if e is None else e.top_k,
             head=shape.vocab_size * shape.hidden_size,
             weight_size=weight_size,
-            kv_size=2 * shape.num_kv_heads * shape.head_dim * kv_item,
+            kv_size=shape.kv_elements / shape.num_layers * kv_item,
             spans=tuple((span, windows.count(span)) for span in dict.fromkeys(windows)),
             score_flops=4 * shape.num_heads * shape.head_dim,
         )
