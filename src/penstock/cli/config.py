@@ -40,5 +40,10 @@ def read_config_file(given: str | None, commands: list[str]) -> dict[str, dict[s
                 f"The commands are {', '.join(commands)}.",
                 "Write options under their command, for example: [generate] and below it: max-new-tokens = 64",
             )
-        options[name] = {key.replace("-", "_"): value for key, value in table.items()}
+        options[name] = _spelt(table)
     return options
+
+
+def _spelt(table: dict[str, Any]) -> dict[str, Any]:
+    """A table with click's spelling of the options; one of a subcommand ([bench.static]) lies inside it."""
+    return {key.replace("-", "_"): _spelt(value) if isinstance(value, dict) else value for key, value in table.items()}

@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from penstock.hub.snapshot import Snapshot
 
 
-def start_engine(snapshot: Snapshot, options: dict[str, Any], *, quiet: bool = False) -> EngineLoop:
-    """Load the model with the engine options; says each stage with its seconds unless `quiet`."""
+def start_engine(
+    snapshot: Snapshot, options: dict[str, Any], *, quiet: bool = False, stages: list[Stage] | None = None
+) -> EngineLoop:
+    """Load the model with the engine options; says each stage with its seconds unless `quiet`, and adds it to
+    `stages`."""
     from penstock.devices.threads import bind_threads
 
     _log_for_people()
@@ -30,7 +33,13 @@ def start_engine(snapshot: Snapshot, options: dict[str, Any], *, quiet: bool = F
     try:
         from penstock.engine.loop import EngineLoop
 
-        return EngineLoop.load(engine_config(snapshot, options), _say_nothing if quiet else say_stage)
+        def finished(stage: Stage) -> None:
+            if stages is not None:
+                stages.append(stage)
+            if not quiet:
+                say_stage(stage)
+
+        return EngineLoop.load(engine_config(snapshot, options), finished)
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -59,7 +68,3 @@ def _log_for_people() -> None:
 def say_stage(stage: Stage) -> None:
     """One line on stderr for a finished stage of the start."""
     print(f"{stage.name:<10} {stage.seconds:6.2f} s  {stage.text}", file=sys.stderr, flush=True)
-
-
-def _say_nothing(stage: Stage) -> None:
-    pass

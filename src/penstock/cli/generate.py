@@ -23,12 +23,14 @@ from penstock.cli.options import (
     source_options,
 )
 from penstock.cli.progress import duration
+from penstock.cli.report import Watch, report_option
 from penstock.errors import ModelError, PartialResults, UsageError
 
 if TYPE_CHECKING:
     from penstock.batch.parameters import Parameters
     from penstock.batch.results import ResultWriter
     from penstock.batch.rows import Row
+    from penstock.engine.report import RunReport
     from penstock.hub.snapshot import Snapshot
     from penstock.text.grammar import GrammarSpec
     from penstock.text.tokenizer import Tokenizer
@@ -48,6 +50,7 @@ class Summary:
     load_seconds: float = 0.0
     generate_seconds: float = 0.0
     interrupted: bool = False
+    report: RunReport | None = None
 
     def line(self) -> str:
         """The summary for people."""
@@ -91,6 +94,7 @@ class Summary:
 @click.option("--overwrite", is_flag=True, help="Start again: lose what the output holds.")
 @click.option("--retry-errors", is_flag=True, help="Run the rows again that ended in an error.")
 @click.option("--json", "as_json", is_flag=True, help="The summary as one JSON line on stdout.")
+@report_option
 @source_options
 @engine_options
 def generate(model: str, source: str, output: str, as_json: bool, **options: Any) -> None:
@@ -180,8 +184,8 @@ def _generate(
 
     if summary.done_before:
         print(f"{summary.done_before:,} of {summary.rows:,} rows are done already", file=sys.stderr)
-    since = time.monotonic()
-    engine = start_engine(snapshot, options)
+    since, watch = time.monotonic(), Watch(snapshot.name)
+    engine = start_engine(snapshot, options, stages=watch.stages)
     summary.load_seconds = time.monotonic() - since
     since = time.monotonic()
     with Interrupt() as interrupt, RowProgress(summary.rows, summary.done_before) as progress:
@@ -193,3 +197,5 @@ def _generate(
                 summary.interrupted = len(writer.done) + writer.written < summary.rows
                 break
     summary.generate_seconds = time.monotonic() - since
+    if options["report"]:
+        summary.report = watch.report(engine, options)

@@ -40,6 +40,7 @@ COMMANDS = {
     "tunnel": ("penstock.cli.tunnel", "Bring a server in a Slurm job to a port of this machine."),
     "stop": ("penstock.cli.stop", "End a server that runs as a Slurm job."),
     "stage": ("penstock.cli.stage", "Bring a model to the RAM disk or local disk of a job's nodes."),
+    "bench": ("penstock.cli.bench", "Measure: the engine, a server under load, other engines."),
     "doctor": ("penstock.cli.doctor", "Check this machine: what works, what does not, and the cure."),
 }
 INTERRUPTED = 130
@@ -65,8 +66,8 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = getattr(import_module(COMMANDS[cmd_name][0]), cmd_name)
-        _add_common(command)
-        _check_config(command, cmd_name, ctx)
+        add_common(command)
+        check_config(command, cmd_name, ctx)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -85,7 +86,7 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
 
-def _add_common(command: click.Command) -> None:
+def add_common(command: click.Command) -> None:
     """Give every option of a command its PENSTOCK_ variable, and the command `--debug`."""
     if any(param.name == "debug" for param in command.params):
         return  # already done: the command was loaded before
@@ -99,10 +100,11 @@ def _add_common(command: click.Command) -> None:
             param.envvar = [own, *(name for name in other if name != own)]
 
 
-def _check_config(command: click.Command, name: str, ctx: click.Context) -> None:
+def check_config(command: click.Command, name: str, ctx: click.Context) -> None:
     """A misspelt option in the configuration file must not be ignored in silence."""
     table = (ctx.default_map or {}).get(name, {})
     known = [param.name for param in command.params if isinstance(param, click.Option) and param.name]
+    known += command.list_commands(ctx) if isinstance(command, click.Group) else []
     for key in table:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)

@@ -126,6 +126,7 @@ engine_options = stack(
         show_default=True,
         help="Keep the weights in 8 or 4 bits: a half or a third of the memory, and faster. auto: what fits.",
     ),
+    click.option("--dummy-weights", is_flag=True, help="Random weights: config.json is all that MODEL needs."),
     click.option("--max-batch-size", type=COUNT, help="Sequences that run together.  [default: from memory]"),
     click.option("--max-batch-total-tokens", type=COUNT, help="Tokens of KV memory.  [default: from memory]"),
     click.option("--max-batch-prefill-tokens", type=COUNT, help="Tokens of one step.  [default: by processor]"),

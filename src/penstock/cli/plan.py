@@ -177,8 +177,9 @@ def _stored(described: Described, device: Device) -> str:
 
     if device.name == "here" and described.stored in HALVES:
         from penstock.devices.cpu import choose_dtype
+        from penstock.kernels.products import COMPILED
 
-        return str(choose_dtype("auto", described.stored)[0]).removeprefix("torch.")
+        return str(choose_dtype("auto", described.stored, COMPILED, quantized=False)[0]).removeprefix("torch.")
     return described.stored
 
 

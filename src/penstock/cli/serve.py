@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from penstock.cli.options import COUNT, FiniteFloat, PortRange, engine_options, source_options, stack, weight_format
+from penstock.cli.report import report_option
 from penstock.cli.serve_key import hide_key
 from penstock.cli.serve_tgi import TGI_ENVIRONMENT, operation_options, refuse, tgi_options
 from penstock.errors import PenstockError, UsageError
@@ -103,6 +104,7 @@ model_options = stack(
 @click.argument("model", required=False)
 @http_options
 @limit_options
+@report_option
 @engine_options
 @model_options
 @source_options

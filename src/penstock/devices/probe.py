@@ -18,7 +18,7 @@ from penstock.errors import EnvironmentFault
 
 READ_BYTES = 2**29  # far above any last-level cache
 SIDE = 2048  # of the square matrices that are multiplied
-SECONDS = 0.6  # for each quantity
+SECONDS = 0.4  # for each quantity
 FORMATS = ("float32", "bfloat16", "int8")
 
 
@@ -39,12 +39,13 @@ class MachineLimits:
         return self.flops.get(name, self.flops["float32"])
 
 
-def measure(threads: int | None = None, seconds: float = SECONDS) -> MachineLimits:
+def measure(threads: int | None = None, seconds: float = SECONDS, *, products: bool = True) -> MachineLimits:
     """Measure in a process of its own, so that neither a loaded model nor a missing torch is in the way.
 
-    Raises EnvironmentFault when that process fails.
+    products: also measure matrix products, else the memory alone. Raises EnvironmentFault when that process fails.
     """
     command = [sys.executable, "-m", "penstock.devices.probe", "--seconds", str(seconds)]
+    command += [] if products else ["--memory"]
     command += [] if threads is None else ["--threads", str(threads)]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode != 0:
@@ -53,7 +54,7 @@ def measure(threads: int | None = None, seconds: float = SECONDS) -> MachineLimi
     return MachineLimits(**json.loads(done.stdout))
 
 
-def _probe(threads: int, seconds: float) -> MachineLimits:
+def _probe(threads: int, seconds: float, products: bool) -> MachineLimits:
     import torch
 
     from penstock.devices.cpu import zeros_on_demand
@@ -62,7 +63,7 @@ def _probe(threads: int, seconds: float) -> MachineLimits:
     memory = zeros_on_demand((READ_BYTES // 8,), torch.int64, huge=True).fill_(1)
     reads = _times(memory.sum, seconds)
     flops = {}
-    for name in FORMATS:
+    for name in FORMATS if products else ():
         try:
             flops[name] = 2.0 * SIDE**3 / min(_times(_product(name), seconds))
         except RuntimeError:  # this build of torch, or this processor, has no such product
@@ -107,10 +108,11 @@ def _median(values: list[float]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--seconds", type=float, default=SECONDS)
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="for each quantity")
+    parser.add_argument("--memory", action="store_true", help="no matrix products")
     args = parser.parse_args()
     threads = bind_threads(args.threads)  # before torch is imported
-    print(json.dumps(asdict(_probe(threads, args.seconds))))
+    print(json.dumps(asdict(_probe(threads, args.seconds, not args.memory))))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ class EngineConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     model_path: str
     model_name: str = ""
     dtype: str = "auto"
+    dummy_weights: bool = False  # random weights in the shape that config.json describes
     quantize: str = "none"  # the format of the matrices, by its name in formats
     max_input_tokens: int | None = None
     max_total_tokens: int | None = None

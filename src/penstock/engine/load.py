@@ -27,6 +27,7 @@ from penstock.models.decoder import Decoder
 from penstock.models.families import describe
 from penstock.models.inputs import KVCache
 from penstock.plan.memory import Footprint, KVPlan, human, longest_that_fits, plan_kv
+from penstock.plan.work import StepCost
 
 HEAD_ROWS = 64  # rows of scores at a time where every prompt position is scored
 _STEP_TOKENS = 2048  # default budget of a step: enough rows for full speed of the matrix products
@@ -39,6 +40,7 @@ class LoadedModel:
     decoder: Decoder
     cache: KVCache
     limits: Limits
+    cost: StepCost
 
 
 def load_model(config: EngineConfig, on_stage: Callable[[Stage], None]) -> LoadedModel:
@@ -49,13 +51,14 @@ def load_model(config: EngineConfig, on_stage: Callable[[Stage], None]) -> Loade
     clock = _Clock(on_stage)
     folder = Path(config.model_path)
     decoder_config, names = describe(folder, config.rope_scaling, config.rope_factor)
-    entries = read_weights(folder)
+    entries = None if config.dummy_weights else read_weights(folder)
     name, dtype, text = _choose_format(config, decoder_config, names, entries)
     form = FORMATS[name]
     weight_bytes = _weight_bytes(entries, decoder_config, names, dtype, form)
     clock.done("model", f"{decoder_config.family} decoder {text}")
 
-    limits, plan = _fit(config, decoder_config, dtype, weight_bytes)
+    cost = StepCost.of(decoder_config, form.weight_bytes or dtype.itemsize, dtype.itemsize)
+    limits, plan = _fit(config, decoder_config, dtype, weight_bytes, cost.weight_size)
     kv_token = plan.kv_bytes // (plan.num_blocks * plan.block_size)
     kv_text = (
         f"{plan.num_blocks * plan.block_size} tokens x {human(kv_token)} = {human(plan.kv_bytes)} "
@@ -66,12 +69,13 @@ def load_model(config: EngineConfig, on_stage: Callable[[Stage], None]) -> Loade
     decoder = Decoder.load(entries, decoder_config, names, dtype, limits.max_total_tokens, form)
     keep_freed_memory()  # from here on: what loading frees is not needed again
     cache = decoder.new_cache(plan.num_blocks, plan.block_size)
-    clock.done("load", f"{human(weight_bytes)} of weights, {torch.get_num_threads()} threads")
-    return LoadedModel(decoder, cache, limits)
+    kind = "random weights (--dummy-weights)" if entries is None else "weights"
+    clock.done("load", f"{human(weight_bytes)} of {kind}, {torch.get_num_threads()} threads")
+    return LoadedModel(decoder, cache, limits, cost)
 
 
 def _choose_format(
-    config: EngineConfig, decoder: DecoderConfig, names: WeightMap, entries: dict[str, TensorEntry]
+    config: EngineConfig, decoder: DecoderConfig, names: WeightMap, entries: dict[str, TensorEntry] | None
 ) -> tuple[str, torch.dtype, str]:
     """The name of the format, the working type, and both in words."""
     asked = config.quantize
@@ -103,10 +107,15 @@ class _Clock:
 
 
 def _weight_bytes(
-    entries: dict[str, TensorEntry], config: DecoderConfig, names: WeightMap, dtype: torch.dtype, form: Format
+    entries: dict[str, TensorEntry] | None, config: DecoderConfig, names: WeightMap, dtype: torch.dtype, form: Format
 ) -> int:
-    """Bytes of the weights as they will be kept; a tied matrix is kept twice, as table and as packed head."""
-    names, size = names.found_in(entries), form.weight_bytes or dtype.itemsize
+    """Bytes of the weights as they will be kept; a tied matrix is kept twice, as table and as packed head. entries:
+    None for random weights."""
+    size = form.weight_bytes or dtype.itemsize
+    if entries is None:
+        cost = StepCost.of(config, size, dtype.itemsize)
+        return int(cost.parameters * size + cost.head * (size + dtype.itemsize))
+    names = names.found_in(entries)
     tables = {names.embedding_tensor, f"{names.base}{names.positions}.weight"}
     total = 0.0
     for name, entry in entries.items():
@@ -119,7 +128,9 @@ def _weight_bytes(
     return int(total)
 
 
-def _fit(config: EngineConfig, decoder: DecoderConfig, dtype: torch.dtype, weight_bytes: int) -> tuple[Limits, KVPlan]:
+def _fit(
+    config: EngineConfig, decoder: DecoderConfig, dtype: torch.dtype, weight_bytes: int, weight_size: float
+) -> tuple[Limits, KVPlan]:
     """Derive every limit that was not given, and check that it all fits."""
     rows = config.max_batch_size or min(config.max_concurrent_requests, 128)
     budget = config.max_batch_prefill_tokens or _STEP_TOKENS
@@ -164,6 +175,7 @@ def _fit(config: EngineConfig, decoder: DecoderConfig, dtype: torch.dtype, weigh
         dtype=str(dtype).removeprefix("torch."),
         num_layers=decoder.num_layers,
         hidden_size=decoder.hidden_size,
+        weight_size=weight_size,
     )
     return limits, plan
 

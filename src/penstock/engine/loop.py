@@ -51,7 +51,7 @@ class EngineLoop:
 
     def __init__(self, model: LoadedModel, config: EngineConfig) -> None:
         self.limits = model.limits
-        self._decoder, self._cache = model.decoder, model.cache
+        self._decoder, self._cache, self.cost = model.decoder, model.cache, model.cost
         self._pool = BlockPool(model.limits.num_blocks, model.limits.block_size)
         self._scheduler = Scheduler(
             self._pool,
@@ -131,6 +131,7 @@ class EngineLoop:
         runs = self._scheduler.next()
         self.stats.step_prompts = sum(run.sequence.computed < run.sequence.prompt_length for run in runs)
         self.stats.step_decodes = len(runs) - self.stats.step_prompts
+        self.stats.model_seconds = 0.0
         try:
             outputs += self._compute(runs)
             self._failures = 0
@@ -143,6 +144,8 @@ class EngineLoop:
                 raise RuntimeError(f"{_MAX_FAILURES} steps in a row failed") from error
         self.stats.steps += bool(runs)
         self.stats.step_seconds = time.perf_counter() - since
+        if runs:
+            self.stats.totals.other_seconds += self.stats.step_seconds - self.stats.model_seconds
         return StepOutput(outputs, self.current_stats())
 
     def current_stats(self) -> EngineStats:
@@ -183,7 +186,7 @@ class EngineLoop:
             if step.ending:
                 ending = [run.sequence for run in step.ending]
                 logits = self._decoder.logits(hidden[step.ending_rows])
-            self._count(runs)
+            self._count(runs, len(ending), time.perf_counter() - since)
             outputs = [self._check_states(part) for part in parts]
             outputs += [self._end_prompt(run.sequence) for run in step.read]
         patience = max(_PATIENCE, _PATIENCE_SHARE * (time.perf_counter() - since))
@@ -194,8 +197,11 @@ class EngineLoop:
             self._nap()
         return outputs
 
-    def _count(self, runs: list[Run]) -> None:
-        """The runs are computed: their tokens count, their full blocks may be shared."""
+    def _count(self, runs: list[Run], scored: int, seconds: float) -> None:
+        """The runs are computed, in so many seconds: their tokens count, their full blocks may be shared."""
+        self.stats.model_seconds = seconds
+        work = self.cost.step([(run.length, run.sequence.computed) for run in runs], scored)
+        self.stats.totals.count(work, seconds, prompts=self.stats.step_prompts > 0)
         for run in runs:
             self.stats.prompt_tokens += max(0, min(run.length, run.sequence.prompt_length - run.sequence.computed))
             run.sequence.computed += run.length

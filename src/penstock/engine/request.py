@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from penstock.errors import InvalidRequest
+from penstock.plan.work import Work
 
 Pooling = Literal["mean", "last", "first", "none"]
 FinishReason = Literal["length", "eos_token", "stop_sequence", "aborted", "error"]
@@ -153,6 +154,37 @@ class SequenceOutput(msgspec.Struct, omit_defaults=True):
     invalid: bool = False  # the error is the request's own fault (422 rather than 424)
 
 
+class Totals(msgspec.Struct, omit_defaults=True):
+    """What all steps together took and did. The seconds are of the model's arithmetic in steps with prompt tokens and
+    in those without, and of everything else in a step: scheduling, sampling. The peaks are of single steps."""
+
+    prompt_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    other_seconds: float = 0.0
+    weight_bytes: float = 0.0
+    kv_bytes: float = 0.0
+    flops: float = 0.0
+    peak_bytes_per_second: float = 0.0
+    peak_flops_per_second: float = 0.0
+
+    def count(self, work: Work, model_seconds: float, prompts: bool) -> None:
+        """Add one step."""
+        if prompts:
+            self.prompt_seconds += model_seconds
+        else:
+            self.decode_seconds += model_seconds
+        self.weight_bytes += work.weight_bytes
+        self.kv_bytes += work.kv_bytes
+        self.flops += work.flops
+        if model_seconds > 0:
+            self.peak_bytes_per_second = max(self.peak_bytes_per_second, work.bytes / model_seconds)
+            self.peak_flops_per_second = max(self.peak_flops_per_second, work.flops / model_seconds)
+
+    @property
+    def work(self) -> Work:
+        return Work(self.weight_bytes, self.kv_bytes, self.flops)
+
+
 class EngineStats(msgspec.Struct, omit_defaults=True):
     """Counters and gauges of the engine, sent with each step."""
 
@@ -169,8 +201,10 @@ class EngineStats(msgspec.Struct, omit_defaults=True):
     preemptions: int = 0
     step_seconds: float = 0.0  # of the last step; and so are the rest
     forward_seconds: float = 0.0  # the model's part of it
+    model_seconds: float = 0.0  # forward_seconds and the output matrix
     step_prompts: int = 0  # sequences that computed tokens of their prompts
     step_decodes: int = 0  # sequences that only computed their latest token
+    totals: Totals = msgspec.field(default_factory=Totals)
 
 
 class StepOutput(msgspec.Struct, tag="step"):
@@ -202,6 +236,7 @@ class Limits(msgspec.Struct, frozen=True):
     dtype: str
     num_layers: int = 0  # hidden states are numbered from 0 to this
     hidden_size: int = 0  # numbers in each
+    weight_size: float = 2.0  # bytes of one weight of a matrix as it is stored
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):

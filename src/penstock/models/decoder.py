@@ -32,14 +32,17 @@ class Decoder:
     @classmethod
     def load(
         cls,
-        entries: dict[str, TensorEntry],
+        entries: dict[str, TensorEntry] | None,
         config: DecoderConfig,
         names: WeightMap,
         dtype: torch.dtype,
         positions: int,
         form: Format = FORMATS["none"],
     ) -> Decoder:
-        """Read the tensors of a checkpoint. positions: the longest context that will be asked for."""
+        """Read the tensors of a checkpoint; without entries take random ones.
+
+        positions: the longest context that will be asked for.
+        """
         return cls(config, load_decoder(entries, config, names, dtype, form, positions), dtype, positions)
 
     def new_cache(self, num_blocks: int, block_size: int) -> KVCache:

@@ -8,13 +8,15 @@ from torch import Tensor
 from penstock.formats import Format
 from penstock.models.config import DecoderConfig, NormConfig, WeightMap
 from penstock.models.norms import LayerNorm, Norm, RmsNorm
-from penstock.models.tensors import TensorReader
+from penstock.models.tensors import RandomReader, TensorReader
 
 
 class Source:
     """Reads what a decoder is built of. form: how matrices are stored once they are read."""
 
-    def __init__(self, read: TensorReader, config: DecoderConfig, names: WeightMap, form: Format) -> None:
+    def __init__(
+        self, read: TensorReader | RandomReader, config: DecoderConfig, names: WeightMap, form: Format
+    ) -> None:
         self.read, self.config, self.names, self.form, self.dtype = read, config, names, form, read.dtype
 
     def norm(self, prefix: str, name: str | None, size: int, config: NormConfig | None = None) -> Norm | None:

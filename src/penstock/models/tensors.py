@@ -83,6 +83,36 @@ def _dequantize_into(entry: TensorEntry, index: int, out: Tensor) -> None:
             part += entry.shift
 
 
+class RandomReader:
+    """Stands in for a TensorReader where there is no checkpoint: every tensor is random, every norm's weight is one.
+
+    The numbers repeat after a prime number of them, so that no two rows of a matrix are alike and a gigabyte takes a
+    moment.
+    """
+
+    _PERIOD = 999_983
+    _SPREAD = 0.02
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        generator = torch.Generator().manual_seed(0)
+        self._numbers = (torch.randn(self._PERIOD, generator=generator) * self._SPREAD).to(dtype)
+
+    def __contains__(self, name: str) -> bool:
+        return False
+
+    def __call__(
+        self, name: str, shape: tuple[int, ...], out: Tensor | None = None, part: tuple[int, int] | None = None
+    ) -> Tensor:
+        """A tensor of that shape, in `out` where it is given."""
+        out = torch.empty(shape, dtype=self.dtype) if out is None else out
+        if len(shape) == 1:
+            return out.fill_(0.0 if name.endswith(".bias") else 1.0)
+        for piece in out.view(-1).split(self._PERIOD):
+            piece.copy_(self._numbers[: len(piece)])
+        return out
+
+
 def _read_into(path: Path, offset: int, buffer: Tensor) -> None:
     """Fill a byte tensor from a file. Raises ModelError when the file ends early or cannot be read."""
     view = memoryview(buffer.numpy())  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ from penstock.models.experts import Experts
 from penstock.models.mlp import GatedMlp, Mlp, PlainMlp
 from penstock.models.norms import Norm
 from penstock.models.source import Source
-from penstock.models.tensors import TensorReader
+from penstock.models.tensors import RandomReader, TensorReader
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class DecoderWeights:
 
 
 def load_decoder(
-    entries: dict[str, TensorEntry],
+    entries: dict[str, TensorEntry] | None,
     config: DecoderConfig,
     names: WeightMap,
     dtype: torch.dtype,
@@ -60,9 +60,11 @@ def load_decoder(
 ) -> DecoderWeights:
     """Read and pack every tensor of the decoder. Raises ModelError for what does not fit.
 
-    dtype: what is computed in; form: how the matrices are stored; positions: the longest context.
+    entries: of the checkpoint, or None for random weights. dtype: what is computed in; form: how the matrices are
+    stored; positions: the longest context.
     """
-    source = Source(TensorReader(entries, dtype), config, names.found_in(entries), form)
+    read = RandomReader(dtype) if entries is None else TensorReader(entries, dtype)
+    source = Source(read, config, names.found_in(entries or ()), form)
     return _Loader(source, positions).decoder()
 
 

@@ -48,6 +48,7 @@ class ServeConfig(msgspec.Struct, frozen=True):
     tokenizer_config_path: str | None = None  # a tokenizer_config.json whose chat template replaces the model's
     launcher: bool = False  # print what TGI's launcher prints
     json_ready: bool = False  # one JSON line on stdout when ready
+    report: bool = False  # tell at the end what the run did and what held it back
 
     @property
     def name(self) -> str:

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from penstock import logs
+from penstock.devices.counters import EnergyMeter, disk_bytes
 from penstock.engine.client import EngineClient
-from penstock.engine.request import Stage
+from penstock.engine.request import EngineStats, Stage
 from penstock.errors import ModelError, UsageError
 from penstock.hub.snapshot import Snapshot, resolve
 from penstock.server import announce, launcher_log, listen
@@ -90,7 +91,9 @@ class Launch:
         """began: the moment of the command, on the monotonic clock."""
         self._config, self._snapshot, self._listener, self._began = config, snapshot, listener, began
         self._visitor = visitor
-        self._engine = EngineClient(config.engine, announce.stage)
+        self._stages: list[Stage] = []
+        self._energy = EnergyMeter()
+        self._engine = EngineClient(config.engine, self._staged)
         self._stop = asyncio.Event()
         self._signals = 0
         self._keys: Keys | None = None
@@ -160,9 +163,12 @@ class Launch:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            stats, disk = self._engine.stats, disk_bytes(self._engine.pid)
             await self._engine.stop()
             if house is not None:
                 house.close()
+                if self._config.report:
+                    await asyncio.to_thread(self._report, stats, disk)
 
     def _open(self, door: Door, tokenizer: Tokenizer, template: ChatTemplate | None) -> House:
         """Let requests in, and say so."""
@@ -202,6 +208,27 @@ class Launch:
         with suppress(TimeoutError):
             async with asyncio.timeout(self._config.drain_seconds):
                 await house.presence.empty()
+
+    def _staged(self, stage: Stage) -> None:
+        self._stages.append(stage)
+        announce.stage(stage)
+
+    def _report(self, stats: EngineStats, disk: int | None) -> None:
+        """Tell what the run did. The machine's limits are measured now that nothing else runs."""
+        from penstock.devices.probe import measure
+        from penstock.devices.threads import usable_cores
+        from penstock.engine.report import RunReport
+
+        seconds, joules = time.monotonic() - self._began, self._energy.joules()
+        limits = measure(self._config.engine.threads or usable_cores())
+        flops = limits.flops_of(self._engine.limits.weight_size)
+        report = RunReport.of(
+            self._config.name, stats, self._stages, seconds, limits, flops, disk, joules, serving=True
+        )
+        for line in report.text().splitlines():
+            announce.say(line)
+        if self._config.json_ready:
+            print(msgspec.json.encode({"report": report}).decode(), flush=True)
 
     def _signalled(self) -> None:
         self._signals += 1

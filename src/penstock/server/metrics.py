@@ -175,12 +175,17 @@ class _Engine(Collector):
         yield GaugeMetricFamily("penstock_prefix_hit_ratio", "Share of prompt tokens found in the cache", value=hits)
         yield GaugeMetricFamily("penstock_kv_blocks_capacity", "All blocks", value=stats.total_blocks)
         yield GaugeMetricFamily("penstock_engine_healthy", "1 while it runs", value=int(self._engine.healthy))
+        size = self._engine.limits.weight_size
+        yield GaugeMetricFamily("penstock_weight_size_bytes", "Bytes of a stored weight", value=size)
         yield GaugeMetricFamily("penstock_step_seconds", "The last step", value=stats.step_seconds)
         for name, text, value in (
             ("steps", "Engine steps", stats.steps),
             ("prompt_tokens", "Prompt tokens seen", stats.prompt_tokens),
             ("prefix_hit_tokens", "Prompt tokens found in the prefix cache", stats.cached_prompt_tokens),
             ("generated_tokens", "Tokens generated", stats.generated_tokens),
+            ("weight_bytes", "Bytes of weights that the steps read", stats.totals.weight_bytes),
+            ("kv_bytes", "Bytes of keys and values that the steps moved", stats.totals.kv_bytes),
+            ("flops", "Floating-point operations of the steps", stats.totals.flops),
             ("preemptions", "Requests put back for lack of KV blocks", stats.preemptions),
             ("engine_restarts", "Restarts after a crash", self._engine.restarts),
         ):

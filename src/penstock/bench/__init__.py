@@ -1,0 +1,1 @@
+"""Measuring: the engine alone, a server under load, Penstock beside other engines."""
