@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -104,7 +104,9 @@ class _Task:
         )
 
 
-def generate_rows(engine: Engine, prompter: Prompter, rows: Iterable[Row], run: Parameters) -> Iterator[Progress]:
+def generate_rows(
+    engine: Engine, prompter: Prompter, rows: Iterable[Row], run: Parameters
+) -> Generator[Progress, None, None]:
     """Generate for all rows; yields after every step, results in the order of completion.
 
     A row that the engine refuses, or that fails in it, comes back as a result with `error`; the others go on. Stop
