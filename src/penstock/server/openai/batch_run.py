@@ -27,7 +27,7 @@ from penstock.batch.openai import (
 )
 from penstock.batch.sources import open_source
 from penstock.errors import PenstockError
-from penstock.server.openai.batch_wire import Batch, BatchError, BatchErrors, RequestCounts
+from penstock.server.openai.batch_wire import Batch, BatchError, BatchErrors, RequestCounts, Status
 from penstock.server.openai.lines import LineAnswerer
 from penstock.server.openai.store import Shelf
 
@@ -89,11 +89,11 @@ class BatchRun:
         except (OSError, PenstockError) as error:
             log.error("batch %s failed: %s", batch.id, error)
             with suppress(OSError):
-                self._fail([BatchError("storage", "The server could not read or write the batch's files")])
+                await self._fail([BatchError("storage", "The server could not read or write the batch's files")])
         except Exception:
             log.exception("batch %s failed", batch.id)
             with suppress(OSError):
-                self._fail([BatchError("internal", "The server could not run the batch")])
+                await self._fail([BatchError("internal", "The server could not run the batch")])
 
     async def _validate(self) -> bool:
         """Read every line once. A batch with a bad line fails as a whole, before anything runs."""
@@ -113,13 +113,13 @@ class BatchRun:
         if not total:
             faults.append(BatchError("empty_file", "The input file holds no requests."))
         if faults:
-            self._fail(faults)
+            await self._fail(faults)
             return False
         self.batch.request_counts.total = total
         if self._cancelled.is_set():  # asked for while the lines were read
             self.batch.status = "cancelling"
         else:
-            self._enter("in_progress")
+            await self._enter("in_progress")
         return True
 
     def _fault(self, number: int, line: BatchLine | Fault, names: set[int]) -> Fault | None:
@@ -145,12 +145,12 @@ class BatchRun:
                 if (desk / name).stat().st_size:
                     setattr(batch, field, self._shelf.new_file(name, "batch_output").id)
             # From here on a crash is followed by nothing but what follows here.
-            self._enter("cancelling" if self._cancelled.is_set() else "finalizing")
+            await self._enter("cancelling" if self._cancelled.is_set() else "finalizing")
         for name, file_id in ((_GOOD, batch.output_file_id), (_BAD, batch.error_file_id)):
             if file_id is not None:
                 self._shelf.adopt(desk / name, file_id, f"{batch.id}_{name}", batch.output_expires_after)
-        over = "cancelled" if batch.cancelling_at else "expired" if batch.expired_at else "completed"
-        self._enter("failed" if batch.errors else over)
+        over: Status = "cancelled" if batch.cancelling_at else "expired" if batch.expired_at else "completed"
+        await self._enter("failed" if batch.errors else over)
         self._shelf.clear(batch)
         counts = batch.request_counts
         log.info("batch %s %s: %d of %d answered", batch.id, batch.status, counts.completed, counts.total)
@@ -227,15 +227,15 @@ class BatchRun:
     def _late(self) -> bool:
         return self.batch.expires_at is not None and time.time() >= self.batch.expires_at
 
-    def _enter(self, status: str) -> None:
+    async def _enter(self, status: Status) -> None:
         """Begin a part of the batch's life, durably."""
-        self.batch.status = status  # type: ignore[assignment]
+        self.batch.status = status
         setattr(self.batch, f"{status}_at", int(time.time()))
-        self._shelf.save(self.batch)
+        await asyncio.get_running_loop().run_in_executor(self._disk, self._shelf.save, self.batch)
 
-    def _fail(self, errors: list[BatchError]) -> None:
+    async def _fail(self, errors: list[BatchError]) -> None:
         self.batch.errors = BatchErrors(errors)
-        self._enter("failed")
+        await self._enter("failed")
 
 
 def _trimmed(file: LineFile) -> Iterator[tuple[str, bool]]:

@@ -24,6 +24,13 @@ class FileObject(msgspec.Struct, kw_only=True):
     status_details: str | None = None
 
 
+class UploadForm(msgspec.Struct, kw_only=True):
+    """The fields of POST /v1/files."""
+
+    file: str
+    purpose: Literal["batch", "user_data", "assistants", "fine-tune", "vision", "evals"]
+
+
 class Deleted(msgspec.Struct, kw_only=True):
     """What DELETE says."""
 

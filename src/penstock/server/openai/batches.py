@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import re
 import secrets
@@ -147,7 +148,7 @@ class Batches:
             output_expires_after=body.output_expires_after,
         )
         try:
-            shelf.save(batch)
+            await asyncio.get_running_loop().run_in_executor(self._disk, shelf.save, batch)
         except OSError as error:
             raise unstorable(error.strerror or "the disk refuses") from None
         await exchange.answer_json(batch)
@@ -170,7 +171,7 @@ class Batches:
         if batch.status != "validating":
             batch.status = "cancelling"
         try:
-            shelf.save(batch)
+            await asyncio.get_running_loop().run_in_executor(self._disk, shelf.save, batch)
         except OSError as error:
             raise unstorable(error.strerror or "the disk refuses") from None
         run.cancel()
@@ -204,7 +205,8 @@ class Batches:
         if batch.cancelling_at is not None:
             run.cancel()
         self._runs[batch.id] = run
-        task = asyncio.create_task(run.run())
+        # In a context of its own: it must not count as part of the request that made it.
+        task = asyncio.create_task(run.run(), context=contextvars.Context())
         self._tasks.add(task)
 
         def forget(task: asyncio.Task[None]) -> None:

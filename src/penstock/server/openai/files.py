@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from collections.abc import Callable
@@ -49,7 +50,7 @@ class Files:
                 async for part in exchange.parts(limit, self._house.config.body_seconds):
                     for event in parser.parse(part) if part else ():
                         form.take(event)
-            await exchange.answer_json(form.finish())
+            await exchange.answer_json(await asyncio.to_thread(form.finish))  # it waits for the disk
         except MultipartError as error:
             raise Refusal(400, f"The form cannot be read: {error}", "invalid_form") from None
         except OSError as error:
@@ -114,6 +115,7 @@ class Form:
         self._name = ""  # of the field that arrives
         self._file: FileObject | None = None
         self._sink: BinaryIO | None = None
+        self._written = 0  # bytes of the file
         self._kept = False
 
     def take(self, event: MultipartSegment | bytes | bytearray | None) -> None:
@@ -121,11 +123,11 @@ class Form:
         if isinstance(event, MultipartSegment):
             self._begin(event)
         elif event is None:
-            if self._sink is not None and self._name == "file":
-                self._sink.flush()
-                os.fsync(self._sink.fileno())
+            return
         elif self._name == "file" and self._sink is not None:
-            if self._shelf.used + self._sink.tell() + len(event) > self._shelf.quota:
+            self._shelf.used += len(event)
+            self._written += len(event)
+            if self._shelf.used > self._shelf.quota:
                 raise Refusal(413, "too large")
             self._sink.write(event)
         else:
@@ -137,15 +139,16 @@ class Form:
     def finish(self) -> FileObject:
         """The stored file. Raises Refusal 400 for what is missing or wrong."""
         file, purpose = self._file, self._fields.get("purpose", b"").decode("utf-8", "replace")
-        if file is None:
+        if file is None or self._sink is None:
             raise Refusal(400, "The form has no `file`", "invalid_form", param="file")
         if purpose not in PURPOSES:
             raise Refusal(400, f"`purpose` must be one of {', '.join(PURPOSES)}", "invalid_form", param="purpose")
         file.purpose = purpose
         file.expires_at = self._expiry(file.created_at)
+        self._sink.flush()
+        os.fsync(self._sink.fileno())
         sync_folder(self._shelf.files)
         self._shelf.keep(file)
-        self._shelf.used += file.bytes
         self._kept = True
         return file
 
@@ -156,6 +159,7 @@ class Form:
                 self._sink.close()
         if self._file is not None and not self._kept:
             self._shelf.path(self._file.id).unlink(missing_ok=True)
+            self._shelf.used -= self._written
 
     def _begin(self, segment: MultipartSegment) -> None:
         self._name = segment.name or ""

@@ -41,9 +41,8 @@ class Shelf:
         self.folder, self.quota = folder, quota
         self.files, self.batches, self.work = folder / "files", folder / "batches", folder / "work"
         try:
-            for each in (folder, self.files, self.batches, self.work):
+            for each in (folder.parent, folder, self.files, self.batches, self.work):
                 each.mkdir(mode=0o700, parents=True, exist_ok=True)
-                each.chmod(0o700)
             self._lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             for part in (*self.files.glob("*.part"), *self.batches.glob("*.part")):
                 part.unlink()  # of a server that was killed
