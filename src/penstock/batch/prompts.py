@@ -56,7 +56,8 @@ class Prompter:
         if row.messages is None and not chat:
             text = row.prompt or ""
             return Prompt(text, self.tokenizer.encode(text, add_special_tokens=True))
-        text = self._rendered(row.messages or [{"role": "user", "content": row.prompt}], system)
+        said = [{"role": "user", "content": row.prompt}] if row.messages is None else row.messages
+        text = self._rendered(said, system)
         return Prompt(text, self.tokenizer.encode(text, add_special_tokens=False))
 
     def _rendered(self, messages: Sequence[dict[str, Any]], system: str | None) -> str:

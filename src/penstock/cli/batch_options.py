@@ -81,6 +81,8 @@ def shape_of(options: dict[str, Any]) -> RowShape:
 
 def _grammar(options: dict[str, Any]) -> GrammarSpec | None:
     """What every text must match."""
+    from llguidance import LLMatcher
+
     from penstock.text.grammar import GrammarRefused, GrammarSpec, source_of
 
     found: list[tuple[str, GrammarSpec]] = []
@@ -99,9 +101,11 @@ def _grammar(options: dict[str, Any]) -> GrammarSpec | None:
         raise UsageError(f"{found[0][0]} and {found[1][0]} contradict each other.", hint="Give one grammar.")
     for name, spec in found:
         try:
-            source_of(spec)
+            fault = LLMatcher.validate_grammar(source_of(spec), None)
         except GrammarRefused as refused:
             raise UsageError(f"{name}: {refused.what}") from None
+        if fault:
+            raise UsageError(f"{name}: {fault.splitlines()[0][:300]}")
         return spec
     return None
 
