@@ -254,6 +254,27 @@ def test_a_full_disk_keeps_what_is_done(tiny_llama: Path, tmp_path: Path, truth:
     assert {row["id"]: row for row in rows} == truth
 
 
+def test_a_full_file_system(tiny_llama: Path, tmp_path: Path, truth: dict[str, Row]) -> None:
+    """A real one of 64 kB; when it grows, the same command completes the output."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no right to mount a file system")
+    try:
+        args = [*long_run(tiny_llama, tmp_path), "-o", str(disk / "o.jsonl")]
+        done = penstock(*args, home=tmp_path)
+        rows = read_rows(disk / "o.jsonl")
+        assert 0 < len(rows) < 300
+        check_error(done, 6, "No space left on device", f"{len(rows)} of 300 rows are done and stay")
+        subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
+        again = penstock(*args, home=tmp_path)
+        assert again.returncode == 0, again.stderr.decode()
+        assert {row["id"]: row for row in read_rows(disk / "o.jsonl")} == truth
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
 def test_a_device_without_space(tiny_llama: Path, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("one\ntwo\n")
     done = penstock("generate", tiny_llama, "-i", tmp_path / "p.txt", "-o", "/dev/full", *FAST, home=tmp_path)
@@ -492,6 +513,14 @@ def test_a_batch_file_of_openai(tiny_llama: Path, tmp_path: Path) -> None:
     rows_again = {row["custom_id"]: row for row in read_rows(tmp_path / "o.jsonl")}
     assert rows_again.keys() == rows.keys()
     check_error(penstock(*args, "--temperature", "1", home=tmp_path), 2, "--temperature has no effect")
+    process = subprocess.Popen(
+        command(*[*args[:-len(FAST)][:-1], tmp_path / "stopped.jsonl", *FAST]), env=environment(tmp_path),
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+    wait_for_rows(tmp_path / "stopped.jsonl", 1, process)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=20)
+    assert (process.returncode, b"Traceback" in stderr) in ((130, False), (6, False)), stderr.decode()
     write_rows(path, *lines[:-1], openai_line("bad"))
     check_error(penstock(*args, home=tmp_path), 2, "row 'bad' (line 23) asks for something else")
     write_rows(path, *lines, openai_line("r1"))

@@ -25,7 +25,7 @@ from penstock.text.tokenizer import Tokenizer
 
 AHEAD = 2  # requests in the engine for each place in its batch: the next ones are ready when a place gets free
 WINDOW = 2048  # rows that are put in order together
-WINDOW_TOKENS = 2**22  # of their prompts, at most
+WINDOW_CHARACTERS = 2**24  # of their prompts, about
 
 
 class Engine(Protocol):
@@ -184,33 +184,32 @@ class _Batch:
 
     def _read(self) -> bool:
         """Read a window of rows and put it in order. False at the end of the input."""
-        tasks: list[_Task] = []
-        samples = tokens = 0
-        ended = True
+        rows: list[tuple[Row, Parameters]] = []
+        samples = characters = 0
         for row in self._rows:
-            ended = False
-            task = self._task(row)
-            if task is not None:
-                tasks.append(task)
-                tokens += len(task.prompt.ids)
-                samples += len(task.answers)
-            if samples >= WINDOW or tokens >= WINDOW_TOKENS or len(self._refused) >= WINDOW:
+            rows.append((row, row.over(self._run)))
+            samples += max(1, rows[-1][1].n or 1)
+            characters += len(row.prompt or row.prompt_token_ids or row.messages or "")
+            if samples >= WINDOW or characters >= WINDOW_CHARACTERS:
                 break
+        prompts = self._prompter.prompts([(row, bool(asked.chat), asked.system) for row, asked in rows])
+        made = [self._task(row, asked, prompt) for (row, asked), prompt in zip(rows, prompts, strict=True)]
+        tasks = [task for task in made if task is not None]
         for index, leader in share_order([task.prompt.ids for task in tasks]):
             task = tasks[index]
             self._wait(task.answers[0], None if leader is None else tasks[leader].answers[0])
             same = task.answers[0] if len(task.prompt.ids) >= WORTH else None
             for answer in task.answers[1:]:
                 self._wait(answer, same)
-        return not ended
+        return bool(rows)
 
-    def _task(self, row: Row) -> _Task | None:
+    def _task(self, row: Row, parameters: Parameters, prompt: Prompt | InvalidRequest) -> _Task | None:
         """A row that is ready for the engine; None for one that is refused."""
-        parameters = row.over(self._run)
+        if isinstance(prompt, InvalidRequest):
+            self._refuse(row, None, str(prompt))
+            return None
         tokenizer = self._prompter.tokenizer
-        prompt: Prompt | None = None
         try:
-            prompt = self._prompter.prompt(row, bool(parameters.chat), parameters.system)
             stops = parameters.stops()
             if tokenizer is None and stops:
                 raise InvalidRequest("the model has no tokenizer, so `stop` strings cannot be found")

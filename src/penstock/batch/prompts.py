@@ -47,18 +47,49 @@ class Prompter:
 
         Raises InvalidRequest.
         """
-        if row.prompt_token_ids is not None:
-            return Prompt(None, row.prompt_token_ids)
+        found = self.prompts([(row, chat, system)])[0]
+        if isinstance(found, InvalidRequest):
+            raise found
+        return found
+
+    def prompts(self, asked: Sequence[tuple[Row, bool, str | None]]) -> list[Prompt | InvalidRequest]:
+        """The prompts of many rows, each as (row, chat, system); what is wrong, in the place of one that has none."""
+        found: list[Prompt | InvalidRequest | None] = [None] * len(asked)
+        texts: dict[bool, list[tuple[int, str]]] = {True: [], False: []}  # with and without special tokens added
+        for number, (row, chat, system) in enumerate(asked):
+            try:
+                if row.prompt_token_ids is not None:
+                    found[number] = Prompt(None, row.prompt_token_ids)
+                else:
+                    text, special = self._text(row, chat, system)
+                    texts[special].append((number, text))
+            except InvalidRequest as error:
+                found[number] = error
+        for special, items in texts.items():
+            for (number, text), ids in zip(items, self._encoded([text for _, text in items], special), strict=True):
+                found[number] = ids if isinstance(ids, InvalidRequest) else Prompt(text, ids)
+        return [each for each in found if each is not None]
+
+    def _encoded(self, texts: list[str], special: bool) -> list[list[int] | InvalidRequest]:
+        if self.tokenizer is None or not texts:
+            return []
+        try:
+            return list(self.tokenizer.encode_all(texts, special))
+        except (TypeError, ValueError):  # one of them is no Unicode: half a pair of surrogates
+            if len(texts) == 1:
+                return [InvalidRequest("the prompt is not valid Unicode")]
+            return [ids for text in texts for ids in self._encoded([text], special)]
+
+    def _text(self, row: Row, chat: bool, system: str | None) -> tuple[str, bool]:
+        """(the text of a row's prompt, whether the tokenizer adds its special tokens). Raises InvalidRequest."""
         if self.tokenizer is None:
             raise InvalidRequest("the model has no tokenizer: give `prompt_token_ids`")
         if row.messages is None and not row.prompt:
             raise InvalidRequest("`prompt` cannot be empty")
         if row.messages is None and not chat:
-            text = row.prompt or ""
-            return Prompt(text, self.tokenizer.encode(text, add_special_tokens=True))
+            return row.prompt or "", True
         said = [{"role": "user", "content": row.prompt}] if row.messages is None else row.messages
-        text = self._rendered(said, system)
-        return Prompt(text, self.tokenizer.encode(text, add_special_tokens=False))
+        return self._rendered(said, system), False
 
     def _rendered(self, messages: Sequence[dict[str, Any]], system: str | None) -> str:
         if not messages:
