@@ -21,7 +21,7 @@ from penstock.server.openai.batch_wire import OVER, Batch, BatchList, BatchReque
 from penstock.server.openai.files import MAX_SECONDS, MIN_SECONDS, Files
 from penstock.server.openai.lines import LineAnswerer
 from penstock.server.openai.pages import page
-from penstock.server.openai.store import MAX_OBJECTS, Shelf, owner_of, unstorable
+from penstock.server.openai.store import MAX_OBJECTS, Shelf, forget_strangers, owner_of, unstorable
 from penstock.server.refusal import Refusal, draining
 
 log = logging.getLogger("penstock.server")
@@ -49,10 +49,13 @@ class Batches:
         self.files = Files(house, self.shelf, self._busy)
 
     def resume(self, salts: Iterable[bytes]) -> None:
-        """Go on with the batches of these keys that an earlier server left unfinished."""
-        folder = self._folder
+        """Go on with the batches of these keys, all that there are, which an earlier server left unfinished."""
+        folder, salts = self._folder, list(salts)
+        if folder is None:
+            return
+        forget_strangers(folder, {owner_of(salt) for salt in salts})
         for salt in salts:
-            if folder is None or not (folder / owner_of(salt)).is_dir():
+            if not (folder / owner_of(salt)).is_dir():
                 continue
             try:
                 shelf = self._of(salt)

@@ -18,6 +18,7 @@ import re
 import secrets
 import shutil
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,9 +29,11 @@ from penstock.server.openai.batch_wire import Batch, ExpiresAfter, FileObject
 from penstock.server.refusal import Refusal
 
 T = TypeVar("T")
+KEPT_DAYS = 30  # of what belongs to a key that is gone
 MAX_OBJECTS = 10_000  # files, and batches, of one key
 _FILE = re.compile(r"file-[0-9a-f]{24}")
 _BATCH = re.compile(r"batch_[0-9a-f]{24}")
+_OWNER = re.compile(r"[0-9a-f]{32}")
 
 
 class Shelf:
@@ -44,8 +47,7 @@ class Shelf:
             for each in (folder.parent, folder, self.files, self.batches, self.work):
                 each.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            for part in (*self.files.glob("*.part"), *self.batches.glob("*.part")):
-                part.unlink()  # of a server that was killed
+            os.utime(self._lock)  # somebody still has this key
         except OSError as error:
             raise unstorable(error.strerror or "the disk refuses") from None
         try:
@@ -55,7 +57,18 @@ class Shelf:
             raise unstorable("another server uses this folder; give one of them --batch-dir") from None
         except OSError:
             pass  # a file system without locks loses only this check
+        self._tidy()
         self.used = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+
+    def _tidy(self) -> None:
+        """Remove what a server that was killed has left half done: no upload of it was ever confirmed."""
+        batches = self.all_batches()
+        outputs = {name for batch in batches for name in (batch.output_file_id, batch.error_file_id)}
+        whole = {path.stem for path in self.files.glob("*.json")} | outputs
+        for path in (*self.files.iterdir(), *self.batches.iterdir()):
+            if path.suffix == ".part" or (path.parent == self.files and path.name.removesuffix(".json") not in whole):
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
     def close(self) -> None:
         """Let the folder go."""
@@ -104,7 +117,8 @@ class Shelf:
         self.used = max(0, self.used - file.bytes)
 
     def sweep(self) -> None:
-        """Delete files that have expired."""
+        """Delete files that have expired; the folder is in use."""
+        os.utime(self._lock)
         for path in self.files.glob("*.json"):
             file = self._read(self.files, path.stem, _FILE, FileObject)
             if file is not None and file.expires_at is not None and file.expires_at <= time.time():
@@ -162,6 +176,19 @@ class Shelf:
 def owner_of(salt: bytes) -> str:
     """The name of a key's folder: it tells nothing of the key."""
     return hashlib.sha256(b"penstock files\0" + salt).hexdigest()[:32]
+
+
+def forget_strangers(folder: Path, known: Collection[str]) -> None:
+    """Delete the folders of keys that no server has had for KEPT_DAYS: keys that servers made for themselves."""
+    oldest = time.time() - KEPT_DAYS * 86400
+    with contextlib.suppress(OSError):
+        for each in folder.iterdir():
+            lock = each / ".lock"
+            if not _OWNER.fullmatch(each.name) or each.name in known or lock.stat().st_mtime > oldest:
+                continue
+            with lock.open("r+b") as held:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a server that runs keeps its own
+                shutil.rmtree(each, ignore_errors=True)
 
 
 def unstorable(why: str) -> Refusal:
