@@ -181,14 +181,13 @@ def owner_of(salt: bytes) -> str:
 def forget_strangers(folder: Path, known: Collection[str]) -> None:
     """Delete the folders of keys that no server has had for KEPT_DAYS: keys that servers made for themselves."""
     oldest = time.time() - KEPT_DAYS * 86400
-    with contextlib.suppress(OSError):
-        for each in folder.iterdir():
-            lock = each / ".lock"
-            if not _OWNER.fullmatch(each.name) or each.name in known or lock.stat().st_mtime > oldest:
-                continue
-            with lock.open("r+b") as held:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a server that runs keeps its own
-                shutil.rmtree(each, ignore_errors=True)
+    for each in folder.iterdir() if folder.is_dir() else ():
+        lock = each / ".lock"
+        with contextlib.suppress(OSError):
+            if _OWNER.fullmatch(each.name) and each.name not in known and lock.stat().st_mtime < oldest:
+                with lock.open("r+b") as held:
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a server that runs keeps its own
+                    shutil.rmtree(each, ignore_errors=True)
 
 
 def unstorable(why: str) -> Refusal:
