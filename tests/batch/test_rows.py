@@ -151,7 +151,7 @@ def test_many_rows_cost_eight_bytes_each(tmp_path: Path) -> None:
 def test_temperature_zero_is_greedy_whatever_else_is_asked() -> None:
     assert not Parameters(temperature=0, top_p=0.5, top_k=4, do_sample=True).sampling(1).draws
     assert not Parameters().sampling(1).draws
-    for asked in (Parameters(temperature=1), Parameters(temperature=0.7), Parameters(top_p=0.5), Parameters(top_k=4)):
+    for asked in (Parameters(temperature=1), Parameters(temperature=0.7), Parameters(top_p=0.5), Parameters(min_p=0.1)):
         assert asked.sampling(1).draws
     penalized = Parameters(temperature=0, repetition_penalty=1.2).sampling(1)
     assert (penalized.repetition_penalty, penalized.draws) == (1.2, False)

@@ -74,7 +74,7 @@ class Parameters(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True,
         if self.temperature == 0:
             return Sampling(**fields)
         fields |= {name: _or(getattr(self, name), off) for name, off in _DRAWING.items()}
-        sample = self.do_sample if self.do_sample is not None else self.temperature is not None
+        sample = self.do_sample if self.do_sample is not None else self.temperature is not None or bool(self.min_p)
         return Sampling(do_sample=sample, temperature=_or(self.temperature, 1.0), seed=seed, **fields)
 
     def request(self, number: int, prompt_ids: list[int], seed: int) -> EngineRequest:
