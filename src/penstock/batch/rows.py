@@ -257,7 +257,8 @@ def _reason(message: str, raw: bytes) -> str:
     """The JSON library's message in the words of the file."""
     message = message.replace("`", "'").removesuffix(".")
     if message.startswith("Object contains unknown field"):
-        return f"{message.removeprefix('Object contains ')}; known are {', '.join(Row.__struct_fields__)}"
+        known = ", ".join(Row.__struct_fields__)
+        return f"{message.removeprefix('Object contains ')}; known are {known}; --template makes prompts of others"
     if "malformed" in message or "truncated" in message:
         words = [w for w in ("NaN", "Infinity") if w.encode() in raw]
         return f"{message}{f' ({words[0]} is not JSON)' if words else ''}"
