@@ -38,7 +38,7 @@ def words(rng: random.Random, count: int) -> str:
     return " ".join(rng.choices(WORDS, k=count))
 
 
-def share(model: str, folder: Path, tokens: int) -> None:
+def share(model: str, folder: Path, tokens: int, count: int) -> None:
     """The same prompts, with the prefix cache and without."""
     from penstock.hub.snapshot import resolve
     from penstock.text.tokenizer import load_tokenizer
@@ -49,7 +49,7 @@ def share(model: str, folder: Path, tokens: int) -> None:
     while len(tokenizer.encode(prefix)) < 500:
         prefix += f"{rng.choice(WORDS)} "
     source = folder / "shared.txt"
-    source.write_text("".join(f"{prefix}{words(rng, 8)} {n}\n" for n in range(2000)))
+    source.write_text("".join(f"{prefix}{words(rng, 8)} {n}\n" for n in range(count)))
     seconds = {}
     for name, flag in (("on", "--prefix-caching"), ("off", "--no-prefix-caching")):
         found = generate(model, source, folder / f"{name}.jsonl", "--max-new-tokens", str(tokens), flag)
@@ -128,12 +128,13 @@ def main() -> None:
     parser.add_argument("what", choices=["share", "speed", "memory"])
     parser.add_argument("--model", default="demo")
     parser.add_argument("--tokens", type=int, default=16, help="new tokens a row")
+    parser.add_argument("--prompts", type=int, default=2000, help="that share their beginning")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         if asked.what == "share":
-            share(asked.model, Path(name), asked.tokens)
+            share(asked.model, Path(name), asked.tokens, asked.prompts)
         elif asked.what == "speed":
             speed(asked.model, Path(name), asked.tokens, asked.rounds)
         else:
