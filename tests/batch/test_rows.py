@@ -129,10 +129,29 @@ def test_a_large_file_is_not_read_into_memory(tmp_path: Path) -> None:
     assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY
 
 
+def test_many_rows_cost_eight_bytes_each(tmp_path: Path) -> None:
+    """150,000 rows with ids are checked and read in 25 MB."""
+    path = tmp_path / "many.jsonl"
+    with path.open("w") as file:
+        file.writelines(f'{{"id": "row-{n}", "prompt": "fox {n}"}}\n' for n in range(150_000))
+    script = (
+        "import resource, sys; from pathlib import Path; from penstock.batch.rows import RowFile\n"
+        "pages = int(open('/proc/self/statm').read().split()[0])\n"
+        "limit = pages * resource.getpagesize() + 25_000_000\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
+        "file = RowFile(Path(sys.argv[1]))\n"
+        "print(len(file.check().keys), sum(1 for _ in file))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)], env=environment(tmp_path), capture_output=True, check=False
+    )
+    assert done.stdout.split() == [b"150000", b"150000"], done.stderr.decode()
+
+
 def test_temperature_zero_is_greedy_whatever_else_is_asked() -> None:
     assert not Parameters(temperature=0, top_p=0.5, top_k=4, do_sample=True).sampling(1).draws
     assert not Parameters().sampling(1).draws
-    for asked in (Parameters(temperature=1), Parameters(temperature=0.7), Parameters(top_p=0.5), Parameters(top_k=4)):
+    for asked in (Parameters(temperature=1), Parameters(temperature=0.7), Parameters(top_p=0.5), Parameters(min_p=0.1)):
         assert asked.sampling(1).draws
     penalized = Parameters(temperature=0, repetition_penalty=1.2).sampling(1)
     assert (penalized.repetition_penalty, penalized.draws) == (1.2, False)

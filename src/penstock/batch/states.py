@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from penstock.batch.embed import Part
-from penstock.batch.results import lines_of, open_locked, write_all
+from penstock.batch.lines import lines_of, open_locked, write_all
 from penstock.errors import PartialResults
 
 
@@ -53,7 +53,7 @@ class StateStore:
         self.data_path = output.with_name(output.name + ".part")
         self.rows_path = output.with_name(output.name + ".part.jsonl")
         self.layers = layers
-        self._data, self._rows = open_locked(self.data_path, True), open_locked(self.rows_path, True)
+        self._data, self._rows = open_locked(self.data_path), open_locked(self.rows_path)
         self._open: dict[int, list[Chunk]] = {}  # of rows that are not finished
         self._index: dict[int, int] = {}  # number of a row: where its line begins
         self.done: set[int] = set()

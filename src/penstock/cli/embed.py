@@ -187,7 +187,7 @@ def _record(snapshot: Snapshot, rows: RowFile, found: InputSummary, parameters: 
 def _is_complete(output: Path, record: RunRecord, overwrite: bool) -> bool:
     """Whether an earlier run wrote the whole output; notes whose it will be otherwise. Raises UsageError where it is
     another run's."""
-    from penstock.batch.record import check_same, read_record, write_record
+    from penstock.batch.record import another_run, differences, read_record, write_record
 
     earlier = read_record(output)
     begun = output.exists() or output.with_name(output.name + ".part").exists()
@@ -198,7 +198,12 @@ def _is_complete(output: Path, record: RunRecord, overwrite: bool) -> bool:
                 "",
                 "Give another output, or --overwrite to lose what it holds.",
             )
-        check_same(output, earlier, record)
+        changes = differences(earlier, record)
+        if earlier.input_sha256 != record.input_sha256:
+            was = f"{earlier.input} with {earlier.rows:,} rows"
+            changes.append(f"the input ({was}, now {record.input} with {record.rows:,})")
+        if changes:
+            raise another_run(output, changes)
         return output.exists()
     write_record(output, record)
     output.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from collections.abc import Iterable
 
 from penstock.text.pieces import Pieces
 
@@ -27,6 +28,18 @@ class Detokenizer:
             self._first = False
         return self._stripped(self._utf8.decode(data))
 
+    def push_all(self, token_ids: Iterable[int]) -> str:
+        """What `push` returns for all of them together, in a fraction of the time."""
+        rest = iter(token_ids)
+        parts: list[str] = []
+        for token_id in rest:
+            parts.append(self.push(token_id))
+            if not self._first:
+                break
+        bytes_of = self._pieces.bytes_of
+        parts.append(self._stripped(self._utf8.decode(b"".join([bytes_of(i, False) for i in rest]))))
+        return "".join(parts)
+
     def flush(self) -> str:
         """What is left at the end: U+FFFD for a character that never got whole, else ""."""
         return self._stripped(self._utf8.decode(b"", final=True))
@@ -44,6 +57,4 @@ class Detokenizer:
 def decode(pieces: Pieces, ids: list[int], continues: bool = False) -> str:
     """The text of all ids at once."""
     stream = Detokenizer(pieces, continues)
-    parts = [stream.push(i) for i in ids]
-    parts.append(stream.flush())
-    return "".join(parts)
+    return stream.push_all(ids) + stream.flush()

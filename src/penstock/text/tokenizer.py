@@ -63,6 +63,10 @@ class Tokenizer:
         """The ids of a text."""
         return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
 
+    def encode_all(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
+        """The ids of many texts, on all cores."""
+        return [list(e.ids) for e in self.backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)]
+
     def encode_offsets(self, text: str, add_special_tokens: bool = True) -> list[tuple[int, str, int, int]]:
         """(id, text, start, stop) per token; offsets are bytes of the UTF-8 text, 0 and 0 for added tokens."""
         encoding = self.backend.encode(text, add_special_tokens=add_special_tokens)
