@@ -1,24 +1,45 @@
-"""Rows through the engine of this process: it is kept full, and only a bounded number of rows is in memory."""
+"""Rows through an engine: it is kept full, what prompts share is computed once, memory holds a bounded number of rows.
+
+The engine is one in this process (`EngineLoop`) or in a child (`EngineChild`).
+"""
 
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+import msgspec
+
+from penstock.batch.order import WORTH, share_order
 from penstock.batch.parameters import Parameters, seed_of
-from penstock.batch.results import Result
+from penstock.batch.prompts import Prompt, Prompter
+from penstock.batch.results import Result, Sample
 from penstock.batch.rows import Row
-from penstock.engine.request import EngineRequest, SequenceOutput
+from penstock.engine.request import EngineRequest, Limits, SequenceOutput, StepOutput
 from penstock.errors import InvalidRequest, PartialResults
 from penstock.text.stream import TextStream
-from penstock.text.tokenizer import Tokenizer
 
-if TYPE_CHECKING:  # torch: loaded by whoever made the engine
-    from penstock.engine.loop import EngineLoop
+AHEAD = 2  # requests in the engine for each place in its batch: the next ones are ready when a place gets free
+WINDOW = 2048  # rows that are put in order together
+WINDOW_TOKENS = 2**22  # of their prompts, at most
 
-AHEAD = 2  # rows in the engine for each place in its batch: the next ones are ready when a place gets free
+
+class Engine(Protocol):
+    """What an engine is to a batch; see EngineLoop."""
+
+    limits: Limits
+
+    @property
+    def has_work(self) -> bool: ...
+
+    def add(self, request: EngineRequest) -> None: ...
+
+    def abort(self, request_id: int) -> None: ...
+
+    def step(self) -> StepOutput: ...
 
 
 @dataclass(frozen=True)
@@ -29,124 +50,235 @@ class Progress:
     tokens: int
 
 
-@dataclass
-class _Live:
-    """A row that is in the engine."""
+@dataclass(eq=False)
+class _Answer:
+    """One sample of a row, waiting or in the engine."""
 
-    row: Row
-    prompt_tokens: int
-    text: TextStream | None
+    task: _Task
+    sample: int
+    request: EngineRequest
+    stream: TextStream | None
+    followers: list[_Answer] = field(default_factory=list)  # may start when this one's prompt is computed
     token_ids: list[int] = field(default_factory=list)
 
-    def result(self, finish: str, error: str | None = None) -> Result:
-        if self.text is not None:
-            self.text.finish()
+    def end(self, finish: str) -> Sample:
+        if self.stream is not None:
+            self.stream.finish()
+        return Sample(None if self.stream is None else self.stream.text, self.token_ids, finish)
+
+
+@dataclass(eq=False)
+class _Task:
+    """A row on its way, with its samples by number."""
+
+    row: Row
+    prompt: Prompt
+    samples: list[Sample | None]
+    answers: list[_Answer] = field(default_factory=list)
+    failed: bool = False
+
+    def result(self) -> Result | None:
+        """The row's result, once all samples have ended."""
+        samples = [sample for sample in self.samples if sample is not None]
+        return None if len(samples) < len(self.samples) else self._result(samples, None)
+
+    def failure(self, error: str) -> Result:
+        """The result of a row that could not be finished; the text that there is stays where it was to be the only."""
+        self.failed = True
+        sample = self.answers[0].end("error") if len(self.answers) == 1 else Sample(None, [], "error")
+        return self._result([sample], error)
+
+    def _result(self, samples: list[Sample], error: str | None) -> Result:
+        first = samples[0]
         return Result(
-            id=_id(self.row),
-            prompt=self.row.prompt,
-            text=None if self.text is None else self.text.text,
-            token_ids=self.token_ids,
-            finish_reason=finish,
-            prompt_tokens=self.prompt_tokens,
-            generated_tokens=len(self.token_ids),
+            id=self.row.name,
+            prompt=self.prompt.text,
+            text=first.text,
+            token_ids=first.token_ids,
+            finish_reason=first.finish_reason,
+            prompt_tokens=len(self.prompt.ids),
+            generated_tokens=sum(len(sample.token_ids) for sample in samples),
             error=error,
+            samples=samples if len(samples) > 1 else None,
+            hash=self.row.identity(),
         )
 
 
-def generate_rows(
-    engine: EngineLoop, tokenizer: Tokenizer | None, rows: Iterable[Row], run: Parameters
-) -> Iterator[Progress]:
+def generate_rows(engine: Engine, prompter: Prompter, rows: Iterable[Row], run: Parameters) -> Iterator[Progress]:
     """Generate for all rows; yields after every step, results in the order of completion.
 
     A row that the engine refuses, or that fails in it, comes back as a result with `error`; the others go on. Stop
     strings stay in the text, as TGI keeps them. `run` holds the parameters for rows that have none of their own.
+    When the iterator is closed early, what still runs is aborted, and the engine can be used again.
     """
-    waiting = iter(rows)
-    numbers = itertools.count()
-    live: dict[int, _Live] = {}
-    room = AHEAD * engine.limits.max_batch_size
-    while True:
-        finished: list[Result] = []
-        for row in itertools.islice(waiting, room - len(live)):
-            number = next(numbers)
-            try:
-                request, live_row = _prepare(number, row, run, tokenizer)
-                engine.add(request)
-                live[number] = live_row
-            except InvalidRequest as error:
-                finished.append(_refused(row, str(error)))
-        if not engine.has_work:
-            if finished:
+    batch = _Batch(engine, prompter, run, iter(rows))
+    try:
+        yield from batch.steps()
+    finally:
+        batch.abort()
+
+
+class _Batch:
+    """One call of `generate_rows`."""
+
+    def __init__(self, engine: Engine, prompter: Prompter, run: Parameters, rows: Iterator[Row]) -> None:
+        self._engine, self._prompter, self._run, self._rows = engine, prompter, run, rows
+        self._numbers = itertools.count()
+        self._ready: deque[_Answer] = deque()  # may start
+        self._live: dict[int, _Answer] = {}  # in the engine
+        self._held = 0  # answers that wait for a leader
+        self._refused: list[Result] = []
+        self._room = AHEAD * engine.limits.max_batch_size
+
+    def steps(self) -> Iterator[Progress]:
+        while True:
+            self._feed()
+            finished, self._refused = self._refused, []
+            if not self._live:
+                if not finished:
+                    return
                 yield Progress(finished, 0)
                 continue
+            tokens = 0
+            for output in self._step():
+                tokens += len(output.tokens)
+                result = self._take(output)
+                if result is not None:
+                    finished.append(result)
+            yield Progress(finished, tokens)
+
+    def abort(self) -> None:
+        for number in self._live:
+            self._engine.abort(number)
+        self._live.clear()
+
+    def _step(self) -> list[SequenceOutput]:
+        try:
+            return self._engine.step().outputs
+        except RuntimeError as error:  # the engine's own verdict, after it has failed the rows of each step
+            raise PartialResults(
+                f"The engine gave up: {error}.",
+                "The rows that are written stay; those in the failed steps did not finish.",
+                "Run it again with --debug to see why, or with a smaller --max-batch-size.",
+            ) from error
+
+    def _feed(self) -> None:
+        """Fill the engine, and read more rows when all that were read are in it."""
+        while len(self._live) < self._room and not self._refused:
+            if self._ready:
+                self._start(self._ready.popleft())
+            elif self._held or not self._read():
+                return
+
+    def _read(self) -> bool:
+        """Read a window of rows and put it in order. False at the end of the input."""
+        tasks: list[_Task] = []
+        samples = tokens = 0
+        ended = True
+        for row in self._rows:
+            ended = False
+            task = self._task(row)
+            if task is not None:
+                tasks.append(task)
+                tokens += len(task.prompt.ids)
+                samples += len(task.answers)
+            if samples >= WINDOW or tokens >= WINDOW_TOKENS or len(self._refused) >= WINDOW:
+                break
+        for index, leader in share_order([task.prompt.ids for task in tasks]):
+            task = tasks[index]
+            self._wait(task.answers[0], None if leader is None else tasks[leader].answers[0])
+            same = task.answers[0] if len(task.prompt.ids) >= WORTH else None
+            for answer in task.answers[1:]:
+                self._wait(answer, same)
+        return not ended
+
+    def _task(self, row: Row) -> _Task | None:
+        """A row that is ready for the engine; None for one that is refused."""
+        parameters = row.over(self._run)
+        tokenizer = self._prompter.tokenizer
+        prompt: Prompt | None = None
+        try:
+            prompt = self._prompter.prompt(row, bool(parameters.chat), parameters.system)
+            stops = parameters.stops()
+            if tokenizer is None and stops:
+                raise InvalidRequest("the model has no tokenizer, so `stop` strings cannot be found")
+            task = _Task(row, prompt, [None] * parameters.samples())
+            first = parameters.request(0, prompt.ids, 0)
+        except InvalidRequest as error:
+            self._refuse(row, prompt, str(error))
+            return None
+        for sample in range(len(task.samples)):
+            sampling = msgspec.structs.replace(first.sampling, seed=seed_of(row, self._run, row.name, sample))
+            request = msgspec.structs.replace(first, id=next(self._numbers), sampling=sampling)
+            stream = None if tokenizer is None else TextStream(tokenizer, prompt.ids, stops)
+            task.answers.append(_Answer(task, sample, request, stream))
+        return task
+
+    def _wait(self, answer: _Answer, leader: _Answer | None) -> None:
+        """Let an answer start behind its leader's prompt."""
+        if leader is None:
+            self._ready.append(answer)
+        else:
+            leader.followers.append(answer)
+            self._held += 1
+
+    def _release(self, leader: _Answer) -> None:
+        """A leader's prompt is computed, or never will be."""
+        if leader.followers:
+            self._ready.extendleft(reversed(leader.followers))
+            self._held -= len(leader.followers)
+            leader.followers = []
+
+    def _start(self, answer: _Answer) -> None:
+        if answer.task.failed:  # another sample of the row was refused
+            self._release(answer)
             return
-        tokens = 0
-        for output in _step(engine):
-            tokens += len(output.tokens)
-            result = _take(engine, live, output)
-            if result is not None:
-                finished.append(result)
-        yield Progress(finished, tokens)
+        try:
+            self._engine.add(answer.request)
+        except InvalidRequest as error:
+            self._refused.append(self._fail(answer, str(error)))
+        else:
+            self._live[answer.request.id] = answer
 
+    def _take(self, output: SequenceOutput) -> Result | None:
+        """Add one step's tokens to their answer; the row's result when that ends it."""
+        answer = self._live.get(output.id)
+        if answer is None:  # ended by a stop string in an earlier step
+            return None
+        self._release(answer)
+        finish = self._push(answer, output)
+        if finish is None:
+            return None
+        del self._live[output.id]
+        if output.error is not None:
+            return self._fail(answer, output.error)
+        answer.task.samples[answer.sample] = answer.end(finish)
+        return answer.task.result()
 
-def _step(engine: EngineLoop) -> list[SequenceOutput]:
-    try:
-        return engine.step().outputs
-    except RuntimeError as error:  # the engine's own verdict, after it has failed the rows of each step
-        raise PartialResults(
-            f"The engine gave up: {error}.",
-            "The rows that are written stay; those in the failed steps did not finish.",
-            "Run it again with --debug to see why, or with a smaller --max-batch-size.",
-        ) from error
+    def _push(self, answer: _Answer, output: SequenceOutput) -> str | None:
+        """Why the answer ends with these tokens, or None."""
+        for token in output.tokens:
+            answer.token_ids.append(token.id)
+            if answer.stream is None:
+                continue
+            answer.stream.push(token.id)
+            if answer.stream.stopped:
+                if output.finish is None:
+                    self._engine.abort(output.id)
+                return "stop_sequence"
+        return output.finish
 
+    def _fail(self, answer: _Answer, error: str) -> Result:
+        """End a row with all its samples."""
+        for other in answer.task.answers:
+            if self._live.pop(other.request.id, None) is not None:
+                self._engine.abort(other.request.id)
+            self._release(other)
+        return answer.task.failure(error)
 
-def _prepare(number: int, row: Row, run: Parameters, tokenizer: Tokenizer | None) -> tuple[EngineRequest, _Live]:
-    """The engine's request for a row. Raises InvalidRequest."""
-    parameters = row.over(run)
-    stops = parameters.stops()
-    if row.prompt_token_ids is not None:
-        ids = row.prompt_token_ids
-    elif not row.prompt:
-        raise InvalidRequest("`prompt` cannot be empty")
-    elif tokenizer is None:
-        raise InvalidRequest("the model has no tokenizer: give `prompt_token_ids`")
-    else:
-        ids = tokenizer.encode(row.prompt, add_special_tokens=True)
-    if tokenizer is None and stops:
-        raise InvalidRequest("the model has no tokenizer, so `stop` strings cannot be found")
-    request = parameters.request(number, ids, seed_of(row, run, _id(row)))
-    text = None if tokenizer is None else TextStream(tokenizer, ids, stops)
-    return request, _Live(row, len(ids), text)
-
-
-def _take(engine: EngineLoop, live: dict[int, _Live], output: SequenceOutput) -> Result | None:
-    """Add one step's tokens to their row; the row's result when that ends it."""
-    row = live.get(output.id)
-    if row is None:  # ended by a stop string in an earlier step
-        return None
-    finish = output.finish
-    for token in output.tokens:
-        row.token_ids.append(token.id)
-        if row.text is None:
-            continue
-        row.text.push(token.id)
-        if row.text.stopped:
-            if finish is None:
-                engine.abort(output.id)
-            finish = "stop_sequence"
-            break
-    if finish is None:
-        return None
-    del live[output.id]
-    return row.result(finish, output.error)
-
-
-def _refused(row: Row, error: str) -> Result:
-    ids = row.prompt_token_ids
-    return Result(_id(row), row.prompt, None, [], "error", len(ids) if ids else 0, 0, error)
-
-
-def _id(row: Row) -> int | str:
-    if row.id is None:
-        raise ValueError("a row from a RowFile has an id")
-    return row.id
+    def _refuse(self, row: Row, prompt: Prompt | None, error: str) -> None:
+        """Note the result of a row that does not reach the engine."""
+        ids = row.prompt_token_ids if prompt is None else prompt.ids
+        text = row.prompt if prompt is None else prompt.text
+        found = Result(row.name, text, None, [], "error", len(ids or ()), 0, error, hash=row.identity())
+        self._refused.append(found)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from penstock import __version__
+from penstock.batch.lines import write_whole
 from penstock.batch.parameters import Parameters
-from penstock.batch.rows import InputSummary
 from penstock.errors import EnvironmentFault, UsageError
 
 
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One run's identity. The three SHA-256 must agree for a rerun to continue an output."""
+    """One run's identity. Model and parameters must agree for a rerun to continue an output; of the input, the rows
+    that are done (`results.ResultWriter`)."""
 
     penstock: str = __version__
     model: str
@@ -30,18 +30,25 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def make_record(
-    model: str, model_sha256: str, source: str, found: InputSummary, run: Parameters, dtype: str, quantize: str
+    model: str,
+    model_sha256: str,
+    source: str,
+    input_sha256: str,
+    rows: int,
+    parameters: Parameters,
+    settings: Mapping[str, Any],
 ) -> RunRecord:
-    """The record of a run. Only what changes the text counts as a parameter: not batch sizes, not threads."""
-    parameters = {**msgspec.to_builtins(run), "dtype": dtype, "quantize": quantize}
+    """The record of a run. settings: what changes the text beside the parameters, such as dtype, quantize and how the
+    input is read; batch sizes and threads do not."""
+    merged = {**msgspec.to_builtins(parameters), **settings}
     return RunRecord(
         model=model,
         model_sha256=model_sha256,
         input=source,
-        input_sha256=found.sha256,
-        rows=found.rows,
-        parameters=parameters,
-        parameters_sha256=hashlib.sha256(msgspec.json.encode(parameters, order="sorted")).hexdigest(),
+        input_sha256=input_sha256,
+        rows=rows,
+        parameters=merged,
+        parameters_sha256=hashlib.sha256(msgspec.json.encode(merged, order="sorted")).hexdigest(),
     )
 
 
@@ -61,42 +68,31 @@ def read_record(output: Path) -> RunRecord | None:
 def write_record(output: Path, record: RunRecord) -> None:
     """Write the record whole, private and durable, before the first row."""
     path = record_path(output)
-    part = path.with_name(path.name + ".part")
     try:
-        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with open(fd, "wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(record)) + b"\n")
-            file.flush()
-            os.fsync(fd)
-        os.replace(part, path)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        write_whole(path, msgspec.json.format(msgspec.json.encode(record)) + b"\n")
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
         raise EnvironmentFault(
             f"{path} cannot be written: {error.strerror}.", "", "Free some space, or give another output."
         ) from None
 
 
-def check_same(output: Path, earlier: RunRecord, now: RunRecord) -> None:
-    """Raise UsageError, naming what changed, when the rows of `output` are not this run's."""
+def differences(earlier: RunRecord, now: RunRecord) -> list[str]:
+    """What changed of model and parameters, in words."""
     changes = []
     if earlier.model_sha256 != now.model_sha256:
         changes.append(f"the model ({earlier.model}, now {now.model})")
-    if earlier.input_sha256 != now.input_sha256:
-        changes.append(f"the input ({earlier.input} with {earlier.rows:,} rows, now {now.input} with {now.rows:,})")
     if earlier.parameters_sha256 != now.parameters_sha256:
         names = sorted(earlier.parameters.keys() | now.parameters.keys())
         old, new = earlier.parameters, now.parameters
         different = [f"{n}: {old.get(n)!r}, now {new.get(n)!r}" for n in names if old.get(n) != new.get(n)]
         changes.append(f"the parameters ({'; '.join(different)[:300]})")
-    if changes:
-        raise UsageError(
-            f"The output {output} belongs to another run.",
-            f"Changed: {' and '.join(changes)}.",
-            "Give another output, or --overwrite to lose what it holds and start again.",
-        )
+    return changes
+
+
+def another_run(output: Path, changes: list[str]) -> UsageError:
+    """The error for an output whose rows are not this run's."""
+    return UsageError(
+        f"The output {output} belongs to another run.",
+        f"Changed: {' and '.join(changes)}.",
+        "Give another output, or --overwrite to lose what it holds and start again.",
+    )

@@ -1,36 +1,47 @@
 """Rows out: a JSONL file that grows by whole lines and survives kill -9, full disks and reruns.
 
-The file is the record of what is done. Lines are appended in the order of completion (the ids tell which is which),
-each by one write; a reader of a file that is still growing may see a torn last line, and so does a rerun, which cuts
-it off. Beside it lies `NAME.meta.json` (see record.py), which says what the rows belong to.
+The file is the record of what is done. Lines are appended in the order of completion (the ids tell which is which).
+Each carries its row's identity, so that a rerun knows what is done without asking by position, and notices a prompt
+that has changed. Beside it lies `NAME.meta.json` (see record.py), which says what the rows belong to.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
 import os
 import stat
 import sys
-import time
-from collections.abc import Iterator
+from array import array
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import numpy as np
 
-from penstock.batch.record import RunRecord, check_same, read_record, record_path, write_record
+from penstock.batch.lines import LineFile, open_private, write_all
+from penstock.batch.record import RunRecord, another_run, differences, read_record, record_path, write_record
+from penstock.batch.rows import RowFile, RowId, key_number
 from penstock.errors import EnvironmentFault, PartialResults, UsageError
 
-SYNC_SECONDS = 5.0
-SYNC_ROWS = 256
-_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+
+class Sample(msgspec.Struct, omit_defaults=True):
+    """One of several texts of a row."""
+
+    text: str | None
+    token_ids: list[int]
+    finish_reason: str
 
 
 class Result(msgspec.Struct, omit_defaults=True):
-    """One row of output. Token counts are tokens; `text` is None for a model without tokenizer."""
+    """One row of output. Token counts are tokens; `text` is None for a model without tokenizer.
 
-    id: int | str
+    prompt: what the model continued, after template and chat template. samples: all texts of a row that asked for
+    several; text, token_ids and finish_reason are then the first one's, and generated_tokens counts all. hash: the
+    row's identity (`Row.identity`).
+    """
+
+    id: RowId
     prompt: str | None
     text: str | None
     token_ids: list[int]
@@ -38,90 +49,116 @@ class Result(msgspec.Struct, omit_defaults=True):
     prompt_tokens: int
     generated_tokens: int
     error: str | None = None
+    samples: list[Sample] | None = None
+    hash: str = ""
 
 
-_DECODER = msgspec.json.Decoder(Result)
+class Done(msgspec.Struct):
+    """What a rerun needs to know of a line, of whatever kind: its row's identity, and whether it failed."""
+
+    id: RowId
+    hash: str
+    failed: bool
 
 
 class ResultWriter:
-    """The output of one run. `done` are the ids (as strings) that are there already; `errors` counts bad rows."""
+    """The output of one run. errors: bad rows, also of earlier runs; written: rows of this one.
 
-    def __init__(self, path: Path | None, record: RunRecord, *, overwrite: bool, retry_errors: bool) -> None:
+    encode and done say what a line is; the defaults are those of `Result`.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        record: RunRecord,
+        *,
+        overwrite: bool,
+        retry_errors: bool,
+        done: Callable[[bytes], Done | None] | None = None,
+    ) -> None:
         """path: the file, or None for stdout. Raises UsageError when the file belongs to something else."""
-        self.done: set[str] = set()
-        self.errors = 0
-        self.written = 0  # rows of this run
+        self.errors = self.written = 0
+        self._before = array("Q")  # identities of the rows that are there already
         self._total = record.rows
-        self._encoder = msgspec.json.Encoder()
-        self._path = path
-        self._durable = path is not None and _may_be_regular(path)
-        self._unsynced, self._last_sync = 0, time.monotonic()
+        self._path, self._record, self._retry = path, record, retry_errors
+        self._done = done or done_of_result
+        self._file: LineFile | None = None
+        self._fd = -1
         if path is None:
             self.name, self._fd = "stdout", os.dup(sys.stdout.fileno())
-            return
-        self.name = str(path)
-        self._fd = _open(path, self._durable)
-        if self._durable:
+        elif not _may_be_regular(path):
+            self.name, self._fd = str(path), open_private(path, os.O_WRONLY)
+        else:
+            self.name, self._file = str(path), LineFile(path)
             try:
-                self._resume(path, record, overwrite, retry_errors)
+                self._resume(self._file, path, overwrite)
             except BaseException:
-                os.close(self._fd)
+                self._file.close()
                 raise
+
+    @property
+    def done_before(self) -> int:
+        """Rows that earlier runs did."""
+        return len(self._before)
+
+    def missing(self, keys: array[int], rows: Callable[[], Iterable[tuple[int, Any]]]) -> np.ndarray[Any, Any]:
+        """Which rows of the input are still to do, a bool for each, in order.
+
+        keys: the identities of all rows of the input (`InputSummary.keys`). rows: gives (line, row) of the input again,
+        to name what is wrong. Raises UsageError when the output has a row that the input does not have, or not so.
+        """
+        every = np.frombuffer(keys, dtype=np.uint64)
+        before = np.frombuffer(self._before, dtype=np.uint64)
+        todo = np.isin(every, before, invert=True)
+        strangers = before[np.isin(before, every, invert=True)]
+        if strangers.size:
+            raise self._changed(set(strangers.tolist()), rows)
+        return todo
 
     def write(self, results: list[Result]) -> None:
         """Append finished rows. Raises PartialResults when the disk takes no more; what was whole stays."""
-        if not results:
+        self.write_lines([_ENCODER.encode(r) + b"\n" for r in results], sum(r.error is not None for r in results))
+
+    def write_lines(self, lines: list[bytes], errors: int) -> None:
+        """The same for rows that are lines already; errors: how many of them failed."""
+        if not lines:
             return
-        start = os.lseek(self._fd, 0, os.SEEK_END) if self._durable else 0
         try:
-            _write_all(self._fd, b"".join(self._encoder.encode(result) + b"\n" for result in results))
+            if self._file is None:
+                write_all(self._fd, b"".join(lines))
+            else:
+                self._file.append(lines)
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise
-            self._give_back(start)
+            if self._file is not None:
+                self.written = self._file.written
             raise self._stopped(error) from error
-        self.written += len(results)
-        self.errors += sum(result.error is not None for result in results)
-        self._unsynced += len(results)
-        if self._unsynced >= SYNC_ROWS or time.monotonic() - self._last_sync >= SYNC_SECONDS:
-            self._sync()
+        self.written += len(lines)
+        self.errors += errors
 
     def close(self) -> None:
         """Make everything durable. Raises PartialResults when the disk refuses."""
-        try:
-            self._sync()
-        finally:
+        if self._file is None:
             os.close(self._fd)
-
-    def _sync(self) -> None:
+            return
         try:
-            if self._durable:
-                os.fsync(self._fd)
+            self._file.close()
         except OSError as error:
             raise self._stopped(error) from error
-        self._unsynced, self._last_sync = 0, time.monotonic()
-
-    def _give_back(self, start: int) -> None:
-        """Cut off what a failed write left of its lines; the rows come again in the next run."""
-        if self._durable:
-            with contextlib.suppress(OSError):  # a rerun cuts torn lines too
-                whole = _whole_lines(self._fd, start)
-                os.ftruncate(self._fd, whole.end)
-                self.written += whole.lines
 
     def _stopped(self, error: OSError) -> PartialResults:
-        done = len(self.done) + self.written
+        done = self.done_before + self.written
         again = "run the same command again: it continues where this run stopped."
         return PartialResults(
             f"The output {self.name} cannot be written: {error.strerror}.",
             f"{done:,} of {self._total:,} rows are done and stay.",
-            f"Free some space and {again if self._durable else 'write to a file: only that can be continued.'}",
+            f"Free some space and {again if self._file else 'write to a file: only that can be continued.'}",
         )
 
-    def _resume(self, path: Path, record: RunRecord, overwrite: bool, retry_errors: bool) -> None:
+    def _resume(self, file: LineFile, path: Path, overwrite: bool) -> None:
         """Find what earlier runs did, or start anew. Leaves the file ending with a whole line."""
-        size = os.fstat(self._fd).st_size
-        if size and not overwrite:
+        if file.size and not overwrite:
             earlier = read_record(path)
             if earlier is None:
                 raise UsageError(
@@ -129,57 +166,79 @@ class ResultWriter:
                     f"{record_path(path).name} is not beside it, so nothing says what its rows belong to.",
                     "Give another output, or --overwrite to lose what it holds.",
                 )
-            check_same(path, earlier, record)
-            end, dropped = self._scan(retry_errors)
-            if dropped:
-                self._rewrite(path, end, retry_errors)
-            else:
-                os.ftruncate(self._fd, end)
-            return
-        os.ftruncate(self._fd, 0)
-        write_record(path, record)
+            changes = differences(earlier, self._record)
+            if changes:
+                raise another_run(path, changes)
+            end, dropped = self._scan(file)
+            try:
+                if dropped:
+                    file.replace(line for _, line, done in self._whole(file) if not done.failed)
+                else:
+                    file.trim(end)
+            except OSError as error:
+                raise self._stopped(error) from error
+            if earlier.input_sha256 == self._record.input_sha256:
+                return
+        else:
+            file.trim(0)
+        write_record(path, self._record)
 
-    def _scan(self, retry_errors: bool) -> tuple[int, bool]:
+    def _scan(self, file: LineFile) -> tuple[int, bool]:
         """Take note of the rows that are there: (end of the last whole row, whether some must go)."""
-        dropped, end, torn = False, 0, 0
-        for number, (start, line) in enumerate(_lines(self._fd), 1):
-            result = _parse(line)
-            if result is None:
-                torn = torn or number
+        end, dropped = 0, False
+        for start, line, done in self._whole(file):
+            end = start + len(line)
+            if done.failed and self._retry:
+                dropped = True
                 continue
-            if torn:  # whole rows after a broken one: no crash does that
+            self._before.append(key_number(done.hash))
+            self.errors += done.failed
+        return end, dropped
+
+    def _whole(self, file: LineFile) -> Iterator[tuple[int, bytes, Done]]:
+        """(offset, line, what it says) of the rows that are there. Raises EnvironmentFault for damage."""
+        torn = 0
+        for number, (start, line) in enumerate(file.lines(), 1):
+            done = self._done(line) if line.endswith(b"\n") else None
+            if done is None:
+                torn = torn or number
+            elif torn:  # whole rows after a broken one: no crash does that
                 raise EnvironmentFault(
                     f"The output {self.name} is damaged: line {torn} is not a row.",
                     "Something else has written to it.",
                     "Repair or delete that line, or use --overwrite to start again.",
                 )
-            end = start + len(line)
-            if retry_errors and result.error is not None:
-                dropped = True
-                continue
-            self.done.add(str(result.id))
-            self.errors += result.error is not None
-        return end, dropped
+            else:
+                yield start, line, done
 
-    def _rewrite(self, path: Path, end: int, retry_errors: bool) -> None:
-        """Replace the file by one without the rows to retry, at once: a crash leaves the old or the new one."""
-        part = path.with_name(path.name + ".part")
-        fd = _open(part, durable=True)
-        try:
-            os.ftruncate(fd, 0)
-            for start, line in _lines(self._fd):
-                result = _parse(line) if start < end else None
-                if result is not None and not (retry_errors and result.error is not None):
-                    _write_all(fd, line)
-            os.fsync(fd)
-            os.replace(part, path)
-        except OSError as error:
-            os.close(fd)
-            with contextlib.suppress(OSError):
-                part.unlink()
-            raise self._stopped(error) from error
-        os.close(self._fd)
-        self._fd = fd
+    def _changed(self, strangers: set[int], rows: Callable[[], Iterable[tuple[int, Any]]]) -> UsageError:
+        """The error that names the first row of the output that the input does not have."""
+        if self._file is None or self._path is None:
+            raise ValueError("only a file has rows from before")
+        first = next(d.id for _, _, d in self._whole(self._file) if key_number(d.hash) in strangers)
+        line = next((line for line, row in rows() if str(row.name) == str(first)), None)
+        which = f"row {first!r} is gone" if line is None else f"row {first!r} (line {line}) asks for something else"
+        more = f", and {len(strangers) - 1:,} more rows differ" if len(strangers) > 1 else ""
+        return another_run(self._path, [f"the input ({which}{more})"])
+
+
+_ENCODER = msgspec.json.Encoder()
+_DECODER = msgspec.json.Decoder(Result)
+
+
+def done_of_result(line: bytes) -> Done | None:
+    """What a line of `Result` says; None for anything else."""
+    try:
+        result = _DECODER.decode(line)
+        key_number(result.hash)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError):
+        return None
+    return Done(result.id, result.hash, result.error is not None)
+
+
+def todo(rows: RowFile, missing: np.ndarray[Any, Any]) -> Iterator[Any]:
+    """The rows of an input that are still to do."""
+    return (row for row, wanted in zip(rows, missing, strict=False) if wanted)
 
 
 def _may_be_regular(path: Path) -> bool:
@@ -188,63 +247,3 @@ def _may_be_regular(path: Path) -> bool:
         return stat.S_ISREG(path.stat().st_mode) or path.is_dir()
     except OSError:  # not there, or not ours: opening it says which
         return True
-
-
-def _parse(line: bytes) -> Result | None:
-    """The row of a whole line, None for anything else."""
-    try:
-        return _DECODER.decode(line) if line.endswith(b"\n") else None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-
-
-def _write_all(fd: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(fd, rest) :]
-
-
-class _Whole(msgspec.Struct, frozen=True):
-    end: int  # byte after the last whole line
-    lines: int
-
-
-def _whole_lines(fd: int, start: int) -> _Whole:
-    """The whole lines of a file from byte `start` on."""
-    end, lines = start, 0
-    for at, line in _lines(fd, start):
-        if line.endswith(b"\n"):
-            end, lines = at + len(line), lines + 1
-    return _Whole(end, lines)
-
-
-def _lines(fd: int, start: int = 0) -> Iterator[tuple[int, bytes]]:
-    """(offset, bytes) of every line of a file, the last one perhaps without its end."""
-    with open(os.dup(fd), "rb") as file:
-        file.seek(start)
-        for line in file:
-            yield start, line
-            start += len(line)
-
-
-def _open(path: Path, durable: bool) -> int:
-    """Open for appending, private (0600) and locked against a second run; makes the file when it is not there."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND if durable else os.O_WRONLY
-    try:
-        fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise EnvironmentFault(
-            f"The output {path} cannot be opened: {error.strerror}.",
-            "" if path.parent.is_dir() else f"The folder {path.parent} does not exist.",
-        ) from None
-    if durable:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            # A file system without locks loses only this check; two runs on one output are the user's mistake.
-            if error.errno not in _NO_LOCKS:
-                os.close(fd)
-                raise EnvironmentFault(
-                    f"Another run is writing to {path}.", "", "Wait for it, or give another output."
-                ) from None
-    return fd

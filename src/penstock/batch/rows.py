@@ -1,143 +1,251 @@
-"""Rows in: prompts from a text file, a JSONL file or stdin, checked whole before the first token is generated.
+"""Rows in: what a row may ask for, its identity, and a whole input checked before the first token is generated.
 
-A text file has one prompt a line. A JSONL file has one object a line: `prompt` or `prompt_token_ids`, perhaps `id`,
-perhaps the fields of `Parameters`. Empty lines are skipped in both. A row without an id has its line number as id.
-The file is read line by line, twice: once to check and hash it, once to run; only the ids stay in memory.
+An input is read twice, as a stream: once to check and hash it, once to run. What stays in memory is eight bytes a row
+(`RowFile.check`), so that ten million rows are no trouble.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-import stat
-import sys
-import tempfile
+from array import array
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, Literal
 
 import msgspec
+import numpy as np
 
 from penstock.batch.parameters import Parameters
-from penstock.errors import EnvironmentFault, UsageError
+from penstock.batch.sources import BadRow, Source, open_source
+from penstock.batch.templates import PromptTemplate
+from penstock.errors import InvalidRequest, UsageError
 
-Format = Literal["auto", "txt", "jsonl"]
-MAX_LINE = 64 * 1024 * 1024  # bytes of one row
+Format = Literal["auto", "txt", "jsonl", "csv", "tsv", "parquet", "openai"]
 RowId = int | str
+HASH_BYTES = 8
+TEXT_COLUMNS = ("prompt", "text")  # where a table's prompts are looked for, and what a line of text is called
 
 
 class Row(Parameters, kw_only=True):
-    """One row as it stands in a JSONL file."""
+    """One row as it stands in a JSONL file: an id, a prompt in one of three forms, parameters of its own.
+
+    messages: a conversation, for the model's chat template.
+    """
 
     id: RowId | None = None
     prompt: str | None = None
     prompt_token_ids: list[int] | None = None
+    messages: list[dict[str, Any]] | None = None
+
+    @property
+    def name(self) -> RowId:
+        """The id, which every row has once it was read."""
+        if self.id is None:
+            raise ValueError("a row from a RowFile has an id")
+        return self.id
+
+    def identity(self) -> str:
+        """16 hex digits of the SHA-256 of the id and of all that the row asks for: the same row, the same text."""
+        return hashlib.sha256(_CANONICAL.encode(self)).hexdigest()[: 2 * HASH_BYTES]
 
 
-class InputSummary(msgspec.Struct, frozen=True):
-    """What the first reading found. text_line: the first line with a text prompt, None when all are token ids."""
+_CANONICAL = msgspec.json.Encoder(order="deterministic")
+_ROW = msgspec.json.Decoder(Row)
+_OBJECT = msgspec.json.Decoder(dict[str, Any])
+_FIELDS = frozenset(Row.__struct_fields__)
+
+
+@dataclass(frozen=True)
+class RowShape:
+    """How rows lie in an input.
+
+    separator: between the prompts of a text file, instead of the line's end. template: makes a prompt of a row's
+    columns. column and id_column: of a table; by default `prompt` or `text`, and `id` where there is one.
+    """
+
+    separator: str | None = None
+    template: str | None = None
+    column: str | None = None
+    id_column: str | None = None
+
+    def settings(self) -> dict[str, str]:
+        """What differs from the default, for the record of a run."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class InputSummary:
+    """What the first reading found.
+
+    sha256: over the identities of all rows, in order. text_line: the first line with text, None when all rows are token
+    ids. keys: each row's identity as a number (uint64), in order.
+    """
 
     rows: int
     sha256: str
     text_line: int | None
+    keys: array[int]
 
 
 class RowFile:
     """The rows of one input. Iterating gives every row, its id set; errors name the line."""
 
-    def __init__(self, path: Path | None, form: Format = "auto") -> None:
-        """path: the file, or None for stdin (spooled to a temporary file, for it is read twice)."""
-        self.name = "stdin" if path is None else str(path)
-        self._file = _spool_stdin() if path is None else _open(path)
-        self.jsonl = self._is_jsonl(path, form)
-        self._decoder = msgspec.json.Decoder(Row)
+    def __init__(self, path: Path | None, form: Format = "auto", shape: RowShape = RowShape()) -> None:
+        """path: the file, or None for stdin, which is copied to a temporary file because it is read twice.
 
-    def _is_jsonl(self, path: Path | None, form: Format) -> bool:
-        if form != "auto":
-            return form == "jsonl"
-        if path is not None and path.suffix.lower() in (".jsonl", ".ndjson", ".json"):
-            return True
-        if path is not None and path.suffix.lower() in (".txt", ".text"):
-            return False
-        self._file.seek(0)
-        return self._file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b'{"')
+        Raises EnvironmentFault and UsageError.
+        """
+        self._source: Source = open_source(path, form, shape.separator)
+        self.name, self.kind = self._source.name, self._source.kind
+        self._template = None if shape.template is None else PromptTemplate(shape.template)
+        self._shape = shape
+        if (shape.column or shape.id_column) and self._source.columns is None:
+            self.close()
+            raise UsageError(
+                f"{self.name} is no table, so it has no columns to choose.",
+                hint="Leave --column and --id-column out, or use --template '{name}' for the fields of JSON rows.",
+            )
 
     def check(self) -> InputSummary:
         """Read everything once. Raises UsageError for the first bad line, a repeated id, or no rows at all."""
-        digest = hashlib.sha256(b"jsonl\n" if self.jsonl else b"txt\n")
-        seen: dict[str, int] = {}
-        rows, text_line = 0, None
-        for line, raw in self._lines():
-            digest.update(raw)
-            row = self._row(line, raw)
-            if row is None:
-                continue
-            rows += 1
-            if text_line is None and row.prompt is not None:
+        digest = hashlib.sha256()
+        keys, names = array("Q"), array("Q")
+        text_line = None
+        for line, row in self.numbered():
+            identity = bytes.fromhex(row.identity())
+            digest.update(identity)
+            keys.append(int.from_bytes(identity))
+            names.append(_key_of(row.name))
+            if text_line is None and row.prompt_token_ids is None:
                 text_line = line
-            if self.jsonl and seen.setdefault(str(row.id), line) != line:
-                raise self._bad(line, f"the id {row.id!r} is that of line {seen[str(row.id)]} already")
-        if rows == 0:
+        if not keys:
             raise UsageError(f"{self.name} holds no prompts.", "It is empty, or all its lines are.")
-        return InputSummary(rows, digest.hexdigest(), text_line)
+        self._check_names(names)
+        return InputSummary(len(keys), digest.hexdigest(), text_line, keys)
 
     def __iter__(self) -> Iterator[Row]:
-        for line, raw in self._lines():
-            row = self._row(line, raw)
-            if row is not None:
-                yield row
+        return (row for _, row in self.numbered())
+
+    def numbered(self) -> Iterator[tuple[int, Row]]:
+        """(line number from 1, row) of every row."""
+        try:
+            for line, record in self._source.records():
+                try:
+                    row = self._row(line, record)
+                except BadRow as error:
+                    raise self._bad(line, str(error)) from None
+                if row.id is None:
+                    row.id = line
+                yield line, row
+        except BadRow as error:
+            raise self._bad(error.line, str(error)) from None
 
     def close(self) -> None:
         """Close the input."""
-        self._file.close()
+        self._source.close()
 
-    def _lines(self) -> Iterator[tuple[int, bytes]]:
-        """(line number from 1, bytes with the line end) of every line."""
-        self._file.seek(0)
-        line = 0
-        while True:
-            try:
-                raw = self._file.readline(MAX_LINE + 1)
-            except OSError as error:
-                raise EnvironmentFault(f"{self.name} cannot be read: {error.strerror}.") from None
-            if not raw:
-                return
-            line += 1
-            if len(raw) > MAX_LINE:
-                raise self._bad(line, f"it is longer than {MAX_LINE:,} bytes")
-            if line == 1:
-                raw = raw.removeprefix(b"\xef\xbb\xbf")  # the mark that Windows editors put before UTF-8
-            yield line, raw
+    def _row(self, line: int, record: bytes | str | dict[str, Any]) -> Row:
+        """One row of what the source holds: JSON, a text, or columns. Raises BadRow."""
+        if isinstance(record, bytes):
+            return self._json(record)
+        if isinstance(record, str):
+            if self._template is None:
+                return Row(prompt=record)
+            return Row(prompt=self._filled(dict.fromkeys(TEXT_COLUMNS, record)))
+        return self._columns(record)
 
-    def _row(self, line: int, raw: bytes) -> Row | None:
-        """One row, or None for an empty line."""
-        if not raw.strip():
-            return None
+    def _json(self, raw: bytes) -> Row:
         try:
-            if not self.jsonl:
-                return Row(id=line, prompt=raw.rstrip(b"\r\n").decode("utf-8"))
-            row = self._decoder.decode(raw)
-        except UnicodeDecodeError as error:
-            raise self._bad(
-                line, f"it is not UTF-8 (byte {error.start + 1}: 0x{error.object[error.start]:02x})"
-            ) from None
+            row = _ROW.decode(raw) if self._template is None else self._templated(raw)
         except RecursionError:
-            raise self._bad(line, "it is nested too deep") from None
+            raise BadRow("it is nested too deep") from None
+        except UnicodeDecodeError as error:
+            raise BadRow(f"it is not UTF-8 (byte {error.start + 1}: 0x{error.object[error.start]:02x})") from None
         except msgspec.DecodeError as error:
-            raise self._bad(line, _reason(str(error), raw)) from None
-        if (row.prompt is None) == (row.prompt_token_ids is None):
-            both = row.prompt is not None
-            raise self._bad(line, "it has both prompt and prompt_token_ids" if both else "it has no prompt")
-        if row.id is None:
-            row.id = line
-        elif isinstance(row.id, int) and not -(2**63) <= row.id < 2**63:
-            raise self._bad(line, "its id does not fit 64 bits")
+            raise BadRow(_reason(str(error), raw)) from None
+        given = [name for name in ("prompt", "prompt_token_ids", "messages") if getattr(row, name) is not None]
+        if len(given) != 1:
+            raise BadRow(f"it has both {' and '.join(given)}" if given else "it has no prompt")
+        _check_id(row.id)
         return row
 
+    def _templated(self, raw: bytes) -> Row:
+        """A row whose prompt is made of its fields; those that the template does not use may still be parameters."""
+        fields = _OBJECT.decode(raw)
+        prompt = self._filled(fields)
+        used = self._template.names if self._template is not None else frozenset()
+        own = {name: fields[name] for name in fields if name in _FIELDS and (name not in used or name == "id")}
+        for name in ("prompt", "prompt_token_ids", "messages"):
+            own.pop(name, None)
+        return msgspec.convert({**own, "prompt": prompt}, Row)
+
+    def _columns(self, columns: dict[str, Any]) -> Row:
+        """A row of a table. Raises BadRow."""
+        shape = self._shape
+        name = _identifier(columns.get(shape.id_column or "id"), shape.id_column)
+        _check_id(name)
+        if self._template is not None:
+            return Row(id=name, prompt=self._filled(columns))
+        column = shape.column or next((c for c in TEXT_COLUMNS if c in columns), None)
+        if column is None and len(columns) == 1:
+            column = next(iter(columns))
+        if column is None or column not in columns:
+            wanted = "which column has the prompts is not clear" if column is None else f"there is no column {column!r}"
+            raise BadRow(f"{wanted}; it has {', '.join(map(str, list(columns)[:20]))} (--column NAME)")
+        value = columns[column]
+        if value is not None and not isinstance(value, str):
+            raise BadRow(f"its {column} is no text but {value!r:.40}")
+        return Row(id=name, prompt=value or "")
+
+    def _filled(self, columns: dict[str, Any]) -> str:
+        if self._template is None:
+            raise ValueError("there is no template")
+        try:
+            return self._template.fill(columns)
+        except InvalidRequest as error:
+            raise BadRow(error.what) from None
+
+    def _check_names(self, names: array[int]) -> None:
+        """Raise UsageError where two rows have one id."""
+        ordered = np.sort(np.frombuffer(names, dtype=np.uint64))
+        repeated = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
+        if not repeated:
+            return
+        seen: dict[str, int] = {}
+        for line, row in self.numbered():
+            if _key_of(row.name) in repeated and seen.setdefault(str(row.name), line) != line:
+                raise self._bad(line, f"the id {row.name!r} is that of line {seen[str(row.name)]} already")
+
     def _bad(self, line: int, why: str) -> UsageError:
-        hint = 'A row is, for example: {"id": "a1", "prompt": "Hello", "max_new_tokens": 20}' if self.jsonl else ""
-        return UsageError(f"{self.name}, line {line}: {why}.", "Nothing was generated.", hint)
+        hint = 'A row is, for example: {"id": "a1", "prompt": "Hello", "max_new_tokens": 20}'
+        return UsageError(
+            f"{self.name}, line {line}: {why}.", "Nothing was generated.", hint if self.kind == "jsonl" else ""
+        )
+
+
+def key_number(identity: str) -> int:
+    """An identity as the number that `InputSummary.keys` holds. Raises ValueError for anything else."""
+    return int.from_bytes(bytes.fromhex(identity)[:HASH_BYTES])
+
+
+def _key_of(name: RowId) -> int:
+    """64 bits of an id; equal ids have equal ones."""
+    return int.from_bytes(hashlib.sha256(str(name).encode("utf-8", "surrogatepass")).digest()[:8])
+
+
+def _identifier(value: Any, asked: str | None) -> RowId | None:
+    """The id in a cell. An empty one is none, unless the user named the column."""
+    if value is None or value == "":
+        if asked is not None:
+            raise BadRow(f"its {asked} is empty")
+        return None
+    return value if isinstance(value, int | str) and not isinstance(value, bool) else str(value)
+
+
+def _check_id(name: RowId | None) -> None:
+    if isinstance(name, int) and not -(2**63) <= name < 2**63:
+        raise BadRow("its id does not fit 64 bits")
 
 
 def _reason(message: str, raw: bytes) -> str:
@@ -149,35 +257,3 @@ def _reason(message: str, raw: bytes) -> str:
         words = [w for w in ("NaN", "Infinity") if w.encode() in raw]
         return f"{message}{f' ({words[0]} is not JSON)' if words else ''}"
     return f"{message[0].lower()}{message[1:]}"
-
-
-def _open(path: Path) -> BinaryIO:
-    try:
-        if stat.S_ISDIR(os.stat(path).st_mode):
-            raise EnvironmentFault(f"The input {path} is a folder.", "", "Give a .txt or .jsonl file.")
-        file = path.open("rb")
-    except FileNotFoundError:
-        raise EnvironmentFault(f"The input {path} does not exist.") from None
-    except OSError as error:
-        raise EnvironmentFault(f"The input {path} cannot be read: {error.strerror}.") from None
-    return file if file.seekable() else _spool(file)
-
-
-def _spool_stdin() -> BinaryIO:
-    if sys.stdin.isatty():
-        print("reading prompts from the terminal, one a line; end with Ctrl-D", file=sys.stderr)
-    return _spool(sys.stdin.buffer)
-
-
-def _spool(source: BinaryIO) -> BinaryIO:
-    """Copy a stream to an unnamed temporary file on disk, which vanishes with the process."""
-    spool = tempfile.TemporaryFile()  # noqa: SIM115 (closed by RowFile.close)
-    try:
-        shutil.copyfileobj(source, spool)
-    except OSError as error:
-        raise EnvironmentFault(
-            f"The input cannot be stored in {tempfile.gettempdir()}: {error.strerror}.",
-            "",
-            "Set TMPDIR to a folder with space, or give the prompts as a file.",
-        ) from None
-    return spool

@@ -227,6 +227,7 @@ def check_generation(threads: int | None) -> Check:
     """A few tokens from the bundled model, through everything that a real run goes through."""
     from penstock.batch.local import generate_rows
     from penstock.batch.parameters import Parameters
+    from penstock.batch.prompts import Prompter
     from penstock.batch.rows import Row
     from penstock.cli.engine import start_engine
     from penstock.hub.snapshot import resolve
@@ -239,7 +240,7 @@ def check_generation(threads: int | None) -> Check:
         engine = start_engine(snapshot, options, quiet=True)
         rows = [Row(id=1, prompt="What is Slurm?")]
         run = Parameters(max_new_tokens=16, temperature=0, ignore_eos=True)
-        steps = list(generate_rows(engine, load_tokenizer(snapshot.path), rows, run))
+        steps = list(generate_rows(engine, Prompter(load_tokenizer(snapshot.path)), rows, run))
         result = next(result for step in steps for result in step.results)
     except PenstockError as error:
         return Check("generation", "fail", error.what, " ".join(filter(None, (error.why, error.hint))))

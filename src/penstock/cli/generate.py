@@ -12,25 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from penstock.cli.batch_options import generation_options, parameters_of, shape_of, shape_options
 from penstock.cli.main import INTERRUPTED
-from penstock.cli.options import (
-    COUNT,
-    engine_options,
-    find_model,
-    input_path,
-    model_argument,
-    sampling_options,
-    source_options,
-)
+from penstock.cli.options import engine_options, find_model, input_path, model_argument, source_options
 from penstock.cli.progress import duration
-from penstock.errors import ModelError, PartialResults, UsageError
+from penstock.errors import ModelError, PartialResults
 
 if TYPE_CHECKING:
     from penstock.batch.parameters import Parameters
     from penstock.batch.results import ResultWriter
     from penstock.batch.rows import Row
     from penstock.hub.snapshot import Snapshot
-    from penstock.text.grammar import GrammarSpec
     from penstock.text.tokenizer import Tokenizer
 
 
@@ -76,34 +68,29 @@ class Summary:
 @model_argument
 @click.option("-i", "--input", "source", required=True, metavar="FILE", help="Prompts; - is stdin.")
 @click.option("-o", "--output", required=True, metavar="FILE", help="JSONL of results; - is stdout.")
-@click.option(
-    "--input-format",
-    type=click.Choice(["auto", "txt", "jsonl"]),
-    default="auto",
-    show_default=True,
-    help="txt: a prompt a line. jsonl: an object a line.",
-)
-@click.option("--max-new-tokens", type=COUNT, default=128, show_default=True, help="Tokens for a row, at most.")
-@sampling_options
-@click.option("--stop", multiple=True, metavar="TEXT", help="End a row at this text, which stays in it. Repeatable.")
-@click.option("--ignore-eos", is_flag=True, help="Go on to --max-new-tokens, whatever the model says.")
-@click.option("--json-schema", type=click.File(), metavar="FILE", help="A JSON schema that every text must match.")
+@shape_options
+@generation_options
 @click.option("--overwrite", is_flag=True, help="Start again: lose what the output holds.")
 @click.option("--retry-errors", is_flag=True, help="Run the rows again that ended in an error.")
 @click.option("--json", "as_json", is_flag=True, help="The summary as one JSON line on stdout.")
+@click.option(
+    "--prefix-caching/--no-prefix-caching", default=True, show_default=True, help="Compute what prompts share once."
+)
 @source_options
 @engine_options
 def generate(model: str, source: str, output: str, as_json: bool, **options: Any) -> None:
     """Generate text for every prompt of FILE with MODEL.
 
-    A .txt input has one prompt a line. A .jsonl input has one object a line with `prompt` or `prompt_token_ids`, and,
-    if wanted, `id` and parameters of its own: max_new_tokens, temperature, top_k, top_p, typical_p,
-    repetition_penalty, frequency_penalty, seed, stop, ignore_eos, do_sample, watermark, grammar (an object of kind,
-    which is json_schema, json_object, regex, lark or choice, and value). A row without an id gets its line number.
+    A .txt input has one prompt a line. A .jsonl input has one object a line with `prompt`, `messages` or
+    `prompt_token_ids`, and, if wanted, `id` and parameters of its own: max_new_tokens, temperature, top_k, top_p,
+    typical_p, min_p, repetition_penalty, frequency_penalty, seed, n, stop, ignore_eos, do_sample, watermark, chat,
+    system, grammar (an object of kind, which is json_schema, json_object, regex, lark or choice, and value). A .csv,
+    .tsv or .parquet input has a column of prompts. A row without an id gets its line number. A file of OpenAI's batch
+    lines is answered line by line as the server would.
 
     The output has one object a line, in the order of completion: id, prompt, text, token_ids, finish_reason,
-    prompt_tokens, generated_tokens, and error if the row failed. Interrupted or killed, the same command goes on
-    where it stopped.
+    prompt_tokens, generated_tokens, hash (of what the row asks for), samples if there are several, and error if the
+    row failed. Interrupted or killed, the same command goes on where it stopped; rows may have been added meanwhile.
     """
     if as_json and output == "-":
         raise click.UsageError("--json and --output - both write to stdout; leave one out.")
@@ -118,18 +105,16 @@ def generate(model: str, source: str, output: str, as_json: bool, **options: Any
 
 def run(model: str, source: Path | None, output: Path | None, options: dict[str, Any]) -> Summary:
     """Generate for all rows that the output lacks. Raises PenstockError; what is done by then stays."""
-    from penstock.batch.parameters import Parameters
     from penstock.batch.record import make_record
-    from penstock.batch.results import ResultWriter
+    from penstock.batch.results import ResultWriter, todo
     from penstock.batch.rows import RowFile
     from penstock.hub.fingerprint import fingerprint
     from penstock.text.tokenizer import load_tokenizer
 
+    parameters, shape = parameters_of(options), shape_of(options)
     snapshot = find_model(model, options["revision"], options["offline"])
-    with contextlib.closing(RowFile(source, options["input_format"])) as rows:
+    with contextlib.closing(RowFile(source, options["input_format"], shape)) as rows:
         found = rows.check()
-        asked = {name: options[name] for name in Parameters.__struct_fields__ if name in options}
-        parameters = Parameters(**{**asked, "stop": list(options["stop"]) or None, "grammar": _grammar(options)})
         tokenizer = load_tokenizer(snapshot.path)
         if tokenizer is None and found.text_line is not None:
             raise ModelError(
@@ -137,30 +122,19 @@ def run(model: str, source: Path | None, output: Path | None, options: dict[str,
                 f"{snapshot.path} holds no tokenizer.json.",
                 "Give rows with prompt_token_ids, or copy the tokenizer's files into the folder.",
             )
-        numbers = options["dtype"], options["quantize"]
-        record = make_record(snapshot.name, fingerprint(snapshot.path), rows.name, found, parameters, *numbers)
+        settings = {"dtype": options["dtype"], "quantize": options["quantize"], **shape.settings()}
+        record = make_record(
+            snapshot.name, fingerprint(snapshot.path), rows.name, found.sha256, found.rows, parameters, settings
+        )
         writer = ResultWriter(output, record, overwrite=options["overwrite"], retry_errors=options["retry_errors"])
-        summary = Summary(model=snapshot.name, output=writer.name, rows=found.rows, done_before=len(writer.done))
+        summary = Summary(model=snapshot.name, output=writer.name, rows=found.rows, done_before=writer.done_before)
         with contextlib.closing(writer):
-            if summary.done_before < found.rows:
-                todo = (row for row in rows if str(row.id) not in writer.done)
-                _generate(snapshot, tokenizer, todo, parameters, writer, summary, options)
+            missing = writer.missing(found.keys, rows.numbered)
+            del found  # and its keys
+            if missing.any():
+                _generate(snapshot, tokenizer, todo(rows, missing), parameters, writer, summary, options)
             summary.done, summary.errors = writer.written, writer.errors
     return summary
-
-
-def _grammar(options: dict[str, Any]) -> GrammarSpec | None:
-    """What every text must match. Raises UsageError for a schema that cannot be followed, before a model is loaded."""
-    from penstock.text.grammar import GrammarRefused, GrammarSpec, source_of
-
-    if options["json_schema"] is None:
-        return None
-    spec = GrammarSpec("json_schema", options["json_schema"].read())
-    try:
-        source_of(spec)
-    except GrammarRefused as refused:
-        raise UsageError(f"--json-schema {options['json_schema'].name}: {refused.what}") from None
-    return spec
 
 
 def _generate(
@@ -175,6 +149,7 @@ def _generate(
     """The engine's part of a run: load, then step until all rows are written or somebody interrupts."""
     from penstock.batch.interrupt import Interrupt
     from penstock.batch.local import generate_rows
+    from penstock.batch.prompts import Prompter
     from penstock.cli.engine import start_engine
     from penstock.cli.progress import RowProgress
 
@@ -184,12 +159,13 @@ def _generate(
     engine = start_engine(snapshot, options)
     summary.load_seconds = time.monotonic() - since
     since = time.monotonic()
-    with Interrupt() as interrupt, RowProgress(summary.rows, summary.done_before) as progress:
-        for step in generate_rows(engine, tokenizer, rows, parameters):
+    progress = RowProgress(summary.rows, summary.done_before)
+    with Interrupt() as interrupt, Prompter(tokenizer) as prompter, progress:
+        for step in generate_rows(engine, prompter, rows, parameters):
             writer.write(step.results)
             summary.tokens += step.tokens
             progress.advance(len(step.results), step.tokens)
             if interrupt.asked:
-                summary.interrupted = len(writer.done) + writer.written < summary.rows
+                summary.interrupted = writer.done_before + writer.written < summary.rows
                 break
     summary.generate_seconds = time.monotonic() - since

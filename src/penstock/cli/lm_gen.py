@@ -42,6 +42,7 @@ def lm_gen(
     from penstock.batch.interrupt import Interrupt
     from penstock.batch.local import generate_rows
     from penstock.batch.parameters import Parameters
+    from penstock.batch.prompts import Prompter
     from penstock.batch.rows import RowFile
     from penstock.cli.engine import start_engine
     from penstock.cli.progress import RowProgress
@@ -55,7 +56,7 @@ def lm_gen(
         with _Text(output) as text:
             engine = start_engine(snapshot, options)
             with Interrupt() as interrupt, RowProgress(total) as progress:
-                for step in generate_rows(engine, tokenizer, text.noting(rows), run):
+                for step in generate_rows(engine, Prompter(tokenizer), text.noting(rows), run):
                     text.write(step.results)
                     progress.advance(len(step.results), step.tokens)
                     if interrupt.asked:
@@ -87,7 +88,7 @@ class _Text:
     def noting(self, rows: Iterable[Row]) -> Iterator[Row]:
         """The same rows, their order remembered."""
         for row in rows:
-            self._order.append(row.id)
+            self._order.append(row.name)
             yield row
 
     def write(self, results: list[Result]) -> None:
