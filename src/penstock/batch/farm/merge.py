@@ -21,7 +21,8 @@ import numpy as np
 
 from penstock.batch.farm.journal import JournalReader, RowDone, first_event
 from penstock.batch.farm.manifest import Shard
-from penstock.batch.farm.spool import Spool, sync_folder
+from penstock.batch.farm.spool import Spool
+from penstock.batch.lines import sync_folder
 from penstock.errors import EnvironmentFault, PartialResults
 
 
@@ -85,6 +86,7 @@ class _ResultHead(msgspec.Struct):
     """The part of a result that the audit looks at."""
 
     id: int | str
+    hash: str | None = None
     error: str | None = None
 
 
@@ -109,6 +111,7 @@ class _Merger:
         self._spool = spool
         self._index: dict[str, int] = {}  # life: its number
         self._order: dict[int, list[int]] = {}  # shard: its lives, the last claimant first
+        self._done: set[int] = set()  # shards that were done when their claims were followed
         rows = spool.total
         self.answers = _Answers([], np.full(rows, -1, np.int32), np.zeros(rows, np.int64), np.zeros(rows, np.int32))
         self.audit = Audit(rows=rows, shards=len(spool.shards))
@@ -127,13 +130,15 @@ class _Merger:
             self.audit.torn_bytes += reader.torn()
         self.audit.lives = len(self._index)
         self.audit.answered = int((self.answers.journal >= 0).sum())
-        self.audit.open = self.audit.rows - self.audit.answered - self.audit.lost
+        self.audit.shards_done = len(self._done)
         self._count_lost()
+        self.audit.open = self.audit.rows - self.audit.answered - self.audit.lost
 
     def _lives(self, shard: Shard) -> list[int]:
         """The lives that had a shard, the last one that counts first. Raises EnvironmentFault for a gap in its names."""
         done = _stat(self._spool.done(shard.number))
-        self.audit.shards_done += done is not None
+        if done is not None:
+            self._done.add(shard.number)
         found: list[int] = []
         number = 0
         while True:
@@ -189,9 +194,8 @@ class _Merger:
         """Rows without an answer in shards that are marked as done."""
         for shard in self._spool.shards:
             answered = int((self.answers.journal[shard.first : shard.first + shard.rows] >= 0).sum())
-            if answered < shard.rows and self._spool.done(shard.number).exists():
+            if shard.number in self._done:
                 self.audit.lost += shard.rows - answered
-        self.audit.open -= self.audit.lost
 
 
 def audit(spool: Spool, output: Path | None = None) -> Audit:
@@ -203,19 +207,20 @@ def audit(spool: Spool, output: Path | None = None) -> Audit:
     lines = _answer_lines(spool, merger.answers)
     for shard in spool.shards:
         try:
-            ids = [row.id for row in spool.read(shard)]
+            rows = spool.read(shard)
         except EnvironmentFault:
             report.changed_shards.append(shard.number)
-            ids = []
+            rows = []
         for number in range(shard.rows):
             line = next(lines)
             head = None if line is None else _HEAD.decode(line)
             if head is not None:
                 report.failed += head.error is not None
                 report.aside += head.error is not None and head.error.startswith("set aside: ")
-                report.foreign += bool(ids) and head.id != ids[number]
-            if checked is not None and ids:
-                checked.expect(ids[number], line)
+                if rows and (head.id, head.hash) != (rows[number].name, rows[number].identity()):
+                    report.foreign += 1
+            if checked is not None and rows:
+                checked.expect(rows[number].name, line)
     if checked is not None:
         report.output = checked.end()
     return report
@@ -229,18 +234,21 @@ class _OutputCheck:
         self._lines: dict[str, list[bytes]] = {}
         self._in_order: list[str] = []
         self._at = 0
-        data = path.read_bytes()
-        for line in data.splitlines(keepends=True):
-            try:
-                head = _HEAD.decode(line) if line.endswith(b"\n") else None
-            except (msgspec.DecodeError, UnicodeDecodeError):
-                head = None
-            if head is None:
-                self._found.torn += 1
-                continue
-            self._found.rows += 1
-            self._lines.setdefault(str(head.id), []).append(hashlib.sha256(line.rstrip(b"\n")).digest())
-            self._in_order.append(str(head.id))
+        with path.open("rb") as file:
+            for line in file:
+                self._read(line)
+
+    def _read(self, line: bytes) -> None:
+        try:
+            head = _HEAD.decode(line) if line.endswith(b"\n") else None
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            head = None
+        if head is None:
+            self._found.torn += 1
+            return
+        self._found.rows += 1
+        self._lines.setdefault(str(head.id), []).append(hashlib.sha256(line.rstrip(b"\n")).digest())
+        self._in_order.append(str(head.id))
 
     def expect(self, row_id: int | str | None, line: bytes | None) -> None:
         """The next row of the farm, and its answer if it has one."""

@@ -26,7 +26,8 @@ from pathlib import Path
 import msgspec
 
 from penstock.batch.farm.manifest import VERSION, Manifest, Shard
-from penstock.batch.record import check_same
+from penstock.batch.lines import sync_folder
+from penstock.batch.record import RunRecord, differences
 from penstock.batch.rows import Row
 from penstock.errors import EnvironmentFault, UsageError
 
@@ -170,8 +171,22 @@ _NO_LINKS = (1, 18, 38, 95)  # EPERM, EXDEV, ENOSYS, EOPNOTSUPP: what file syste
 
 def _the_same(folder: Path, manifest: Manifest) -> Spool:
     spool = Spool(folder)
-    check_same(folder, spool.manifest.record, manifest.record)
+    check_same(spool, manifest.record)
     return spool
+
+
+def check_same(spool: Spool, now: RunRecord) -> None:
+    """Raise UsageError, naming what changed, when a farm is not of this model, these prompts and parameters."""
+    earlier = spool.manifest.record
+    changes = differences(earlier, now)
+    if earlier.input_sha256 != now.input_sha256:
+        changes.append(f"the prompts ({earlier.input} with {earlier.rows:,}, now {now.input} with {now.rows:,})")
+    if changes:
+        raise UsageError(
+            f"The folder {spool.folder} holds another farm.",
+            f"Changed: {' and '.join(changes)}.",
+            "Give another --output, or the prompts, model and parameters that it was made with.",
+        )
 
 
 def _make_folders(folder: Path) -> None:
@@ -208,12 +223,3 @@ def _forget(folder: Path, names: Iterable[str]) -> None:
     for name in names:
         with contextlib.suppress(OSError):
             (folder / name).unlink()
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on disk."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -135,7 +135,7 @@ class Worker:
         by_shard: dict[int, list[int]] = {}
         for shard, number, row in places:
             by_shard.setdefault(shard, []).append(number)
-            self._running[str(row.id)] = _Running(shard, number, since)
+            self._running[str(row.name)] = _Running(shard, number, since)
         self._append([Start(at=now, shard=shard, rows=rows, alone=alone) for shard, rows in by_shard.items()])
         return [row for _, _, row in places]
 
@@ -175,7 +175,7 @@ class Worker:
             self._close_if_whole(place.shard)
 
     def _set_aside(self, shard: Shard, row: Row, number: int, why: str) -> RowDone:
-        result = Result(row.id if row.id is not None else number, row.prompt, None, [], "error", 0, 0, why)
+        result = Result(row.name, row.prompt, None, [], "error", 0, 0, why, hash=row.identity())
         return RowDone(
             at=self._journal.now(),
             shard=shard.number,
