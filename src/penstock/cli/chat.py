@@ -35,6 +35,8 @@ HELP = (
 @click.option("--chat-template", metavar="FILE", help="A jinja chat template, over the model's.")
 @click.option("--url", help="Ask the server there instead of loading the model.")
 @click.option("--uds", metavar="PATH", help="Ask the server at this unix socket.")
+@click.option("--job", metavar="NAME", help="Ask the server that `penstock submit` started under this name.")
+@click.option("--tunnel", is_flag=True, help="With --job: through a tunnel, also where the node is reached directly.")
 @click.option("--api-key-file", metavar="FILE", help="The server's key.  [default: the key that a server here made]")
 @click.option("--json", "as_json", is_flag=True, help="Each answer as one JSON line.")
 @source_options
@@ -43,14 +45,15 @@ def chat(model: str | None, question: str | None, as_json: bool, **options: Any)
     """Talk to MODEL, or to the server at --url.
 
     With QUESTION, or a question on stdin, prints one answer and ends. On a terminal without QUESTION it is a
-    conversation. With --url or --uds the model's name may be left out.
+    conversation. With --url, --uds or --job the model's name may be left out.
     """
-    if options["url"] and options["uds"]:
-        raise click.UsageError("--url and --uds name two servers; give one.")
-    if options["chat_template"] and (options["url"] or options["uds"]):
+    servers = [name for name in ("url", "uds", "job") if options[name]]
+    if len(servers) > 1:
+        raise click.UsageError(f"--{servers[0]} and --{servers[1]} name two servers; give one.")
+    if options["chat_template"] and servers:
         raise click.UsageError("--chat-template is for a model here; a server has its own.")
     partner: Partner
-    if options["url"] or options["uds"]:
+    if servers:
         partner, question = _remote(model, question, options)
     elif model is None:
         raise click.UsageError("Missing argument 'MODEL'. Try: penstock chat demo")
@@ -172,7 +175,12 @@ def _remote(model: str | None, question: str | None, options: dict[str, Any]) ->
     """The server as a partner. A single argument is the model if the server has it, else the question."""
     from penstock.cli.chat_remote import RemoteChat, Server
 
-    server = Server(options["url"], options["uds"], options["api_key_file"])
+    if options["job"]:
+        from penstock.cli.chat_job import JobServer
+
+        server: Server = JobServer(options["job"], options["api_key_file"], options["tunnel"])
+    else:
+        server = Server(options["url"], options["uds"], options["api_key_file"])
     names = server.models()
     if model is not None and question is None and model not in names:
         model, question = None, model

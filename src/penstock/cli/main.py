@@ -26,6 +26,13 @@ COMMANDS = {
     "serve": ("penstock.cli.serve", "Serve a model over HTTP, compatible with TGI and OpenAI clients."),
     "chat": ("penstock.cli.chat", "Talk to a model, here or on a server."),
     "generate": ("penstock.cli.generate", "Generate for a file of prompts; a rerun resumes."),
+    "submit": ("penstock.cli.submit", "Start a server as a Slurm job."),
+    "jobs": ("penstock.cli.jobs", "List the servers that run as Slurm jobs."),
+    "url": ("penstock.cli.url", "Print the URL of a server that runs as a Slurm job."),
+    "logs": ("penstock.cli.logs", "Show what a server in a Slurm job prints."),
+    "tunnel": ("penstock.cli.tunnel", "Bring a server in a Slurm job to a port of this machine."),
+    "stop": ("penstock.cli.stop", "End a server that runs as a Slurm job."),
+    "stage": ("penstock.cli.stage", "Bring a model to the RAM disk or local disk of a job's nodes."),
     "doctor": ("penstock.cli.doctor", "Check this machine: what works, what does not, and the cure."),
 }
 INTERRUPTED = 130

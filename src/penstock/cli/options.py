@@ -66,6 +66,19 @@ class Whole(click.ParamType):
         return number
 
 
+class PortRange(click.ParamType):
+    """LOW-HIGH, two port numbers; 0-0 stands for whatever the system gives."""
+
+    name = "ports"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """The first and the last port, or click's usage error."""
+        low, _, high = str(value).partition("-")
+        if not (low.isdecimal() and high.isdecimal() and int(low) <= int(high) <= 65535):
+            self.fail(f"{value!r} is not a range of ports such as 20000-20100.", param, ctx)
+        return int(low), int(high)
+
+
 def stack(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     """Several options as one decorator, shown by --help in the order given."""
 

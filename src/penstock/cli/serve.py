@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from penstock.cli.options import COUNT, FiniteFloat, engine_options, source_options, stack, weight_format
+from penstock.cli.options import COUNT, FiniteFloat, PortRange, engine_options, source_options, stack, weight_format
 from penstock.cli.serve_key import hide_key
 from penstock.cli.serve_tgi import TGI_ENVIRONMENT, operation_options, refuse, tgi_options
 from penstock.errors import PenstockError, UsageError
@@ -20,6 +20,9 @@ PORT = click.IntRange(0, 65535)
 http_options = stack(
     click.option("--hostname", "--host", "host", default="127.0.0.1", show_default=True, help="Address to listen on."),
     click.option("-p", "--port", type=PORT, default=3000, show_default=True, help="0 takes a free one."),
+    click.option(
+        "--fallback-ports", type=PortRange(), metavar="LOW-HIGH", help="Try these where --port is taken; 0-0: any free one."
+    ),
     click.option("--uds", metavar="PATH", help="Listen on a unix socket instead of a port."),
     click.option("--api-key-file", metavar="FILE", help="Keys, one a line (mode 600).  [default: a key is made]"),
     click.option("--no-auth", is_flag=True, help="Ask for no key. Every user of the machine can then connect."),

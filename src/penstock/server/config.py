@@ -21,6 +21,7 @@ class ServeConfig(msgspec.Struct, frozen=True):
     served_model_name: str | None = None
     host: str = "127.0.0.1"
     port: int = 3000
+    fallback_ports: tuple[int, int] | None = None  # first and last to try where that one is taken; 0, 0: any
     uds: str | None = None
     api_key_file: str | None = None
     auth: bool = True

@@ -92,6 +92,7 @@ class Launch:
         self._visitor = visitor
         self._engine = EngineClient(config.engine, announce.stage)
         self._stop = asyncio.Event()
+        self._signals = 0
         self._keys: Keys | None = None
         self._tracer: Tracer | None = None
 
@@ -101,6 +102,7 @@ class Launch:
         for number in SIGNALS:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup's wish holds
                 loop.add_signal_handler(number, self._signalled)
+        loop.add_signal_handler(signal.SIGUSR1, self._stop.set)  # drain, however often it is said
         if self._config.otlp_endpoint is not None:
             from penstock.server.tracing import make_tracer
 
@@ -202,7 +204,8 @@ class Launch:
                 await house.presence.empty()
 
     def _signalled(self) -> None:
-        if not self._stop.is_set():
+        self._signals += 1
+        if self._signals == 1:
             self._stop.set()
             return
         # A second signal means now: leave nothing behind, wait for nobody.

@@ -9,6 +9,7 @@ import socket
 import stat
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from penstock.errors import EnvironmentFault
 from penstock.server.config import ServeConfig
@@ -48,10 +49,12 @@ class Listener:
 
 def bind(config: ServeConfig) -> Listener:
     """Take the port or the path before anything slow happens. Raises EnvironmentFault when it is taken."""
-    return _bind_uds(config.uds) if config.uds is not None else _bind_tcp(config.host, config.port, config.model)
+    if config.uds is not None:
+        return _bind_uds(config.uds)
+    return _bind_tcp(config.host, config.port, config.fallback_ports, config.model)
 
 
-def _bind_tcp(host: str, port: int, model: str) -> Listener:
+def _bind_tcp(host: str, port: int, fallback: tuple[int, int] | None, model: str) -> Listener:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -63,14 +66,36 @@ def _bind_tcp(host: str, port: int, model: str) -> Listener:
         ) from error
     sock = socket.socket(family, kind, protocol)
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
+        if fallback is not None:
+            _bind_one_of(sock, address, fallback)
+        else:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(address)
     except OSError as error:
         sock.close()
         raise _cannot(f"{host}:{port}", error, model) from error
     sock.setblocking(False)
     shown = f"[{host}]" if ":" in host else host
     return Listener(sock, f"http://{shown}:{sock.getsockname()[1]}", model)
+
+
+def _bind_one_of(sock: socket.socket, address: tuple[Any, ...], fallback: tuple[int, int]) -> None:
+    """The address, or the first port of the range that is free. Raises the first OSError when none is.
+
+    Without SO_REUSEADDR, so that a port is either ours or refused now: with it, two sockets may be bound to one port,
+    and the later `listen` fails.
+    """
+    host, first, *rest = address
+    problem: OSError | None = None
+    for port in (first, *range(fallback[0], fallback[1] + 1)):
+        try:
+            return sock.bind((host, port, *rest))
+        except OSError as error:
+            if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                raise
+            problem = problem or error
+    if problem is not None:
+        raise problem
 
 
 def _cannot(where: str, error: OSError, model: str) -> EnvironmentFault:
