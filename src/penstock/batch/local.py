@@ -104,14 +104,18 @@ class _Task:
         )
 
 
-def generate_rows(engine: Engine, prompter: Prompter, rows: Iterable[Row], run: Parameters) -> Iterator[Progress]:
+def generate_rows(
+    engine: Engine, prompter: Prompter, rows: Iterable[Row], run: Parameters, window: int = WINDOW
+) -> Iterator[Progress]:
     """Generate for all rows; yields after every step, results in the order of completion.
+
+    window: texts that are read ahead and put in order together.
 
     A row that the engine refuses, or that fails in it, comes back as a result with `error`; the others go on. Stop
     strings stay in the text, as TGI keeps them. `run` holds the parameters for rows that have none of their own.
     When the iterator is closed early, what still runs is aborted, and the engine can be used again.
     """
-    batch = _Batch(engine, prompter, run, iter(rows))
+    batch = _Batch(engine, prompter, run, iter(rows), window)
     try:
         yield from batch.steps()
     finally:
@@ -121,8 +125,9 @@ def generate_rows(engine: Engine, prompter: Prompter, rows: Iterable[Row], run: 
 class _Batch:
     """One call of `generate_rows`."""
 
-    def __init__(self, engine: Engine, prompter: Prompter, run: Parameters, rows: Iterator[Row]) -> None:
+    def __init__(self, engine: Engine, prompter: Prompter, run: Parameters, rows: Iterator[Row], window: int) -> None:
         self._engine, self._prompter, self._run, self._rows = engine, prompter, run, rows
+        self._window = window
         self._numbers = itertools.count()
         self._ready: deque[_Answer] = deque()  # may start
         self._live: dict[int, _Answer] = {}  # in the engine
@@ -182,7 +187,7 @@ class _Batch:
                 tasks.append(task)
                 tokens += len(task.prompt.ids)
                 samples += len(task.answers)
-            if samples >= WINDOW or tokens >= WINDOW_TOKENS or len(self._refused) >= WINDOW:
+            if samples >= self._window or tokens >= WINDOW_TOKENS or len(self._refused) >= self._window:
                 break
         for index, leader in share_order([task.prompt.ids for task in tasks]):
             task = tasks[index]

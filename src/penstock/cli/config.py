@@ -40,5 +40,12 @@ def read_config_file(given: str | None, commands: list[str]) -> dict[str, dict[s
                 f"The commands are {', '.join(commands)}.",
                 "Write options under their command, for example: [generate] and below it: max-new-tokens = 64",
             )
-        options[name] = {key.replace("-", "_"): value for key, value in table.items()}
+        options[name] = _spelled(table)
     return options
+
+
+def _spelled(table: dict[str, Any]) -> dict[str, Any]:
+    """A table with its keys in click's spelling, and so the tables in it."""
+    return {
+        key.replace("-", "_"): _spelled(value) if isinstance(value, dict) else value for key, value in table.items()
+    }

@@ -26,6 +26,7 @@ COMMANDS = {
     "serve": ("penstock.cli.serve", "Serve a model over HTTP, compatible with TGI and OpenAI clients."),
     "chat": ("penstock.cli.chat", "Talk to a model, here or on a server."),
     "generate": ("penstock.cli.generate", "Generate for a file of prompts; a rerun resumes."),
+    "farm": ("penstock.cli.farm", "Spread a file of prompts over many workers; each row is answered exactly once."),
     "submit": ("penstock.cli.submit", "Start a server as a Slurm job."),
     "jobs": ("penstock.cli.jobs", "List the servers that run as Slurm jobs."),
     "url": ("penstock.cli.url", "Print the URL of a server that runs as a Slurm job."),
@@ -78,7 +79,10 @@ class LazyGroup(click.Group):
 
 
 def _add_common(command: click.Command) -> None:
-    """Give every option of a command its PENSTOCK_ variable, and the command `--debug`."""
+    """Give every option of a command its PENSTOCK_ variable, and the command `--debug`; of a group, to its commands."""
+    if isinstance(command, click.Group):
+        for member in command.commands.values():
+            _add_common(member)
     if any(param.name == "debug" for param in command.params):
         return  # already done: the command was loaded before
     command.params.append(
@@ -93,10 +97,17 @@ def _add_common(command: click.Command) -> None:
 
 def _check_config(command: click.Command, name: str, ctx: click.Context) -> None:
     """A misspelt option in the configuration file must not be ignored in silence."""
-    table = (ctx.default_map or {}).get(name, {})
+    _check_table((ctx.default_map or {}).get(name, {}), command, name, ctx)
+
+
+def _check_table(table: Any, command: click.Command, name: str, ctx: click.Context) -> None:
+    """One table of it; the commands of a group have tables within the group's."""
+    members = command.commands if isinstance(command, click.Group) else {}
     known = [param.name for param in command.params if isinstance(param, click.Option) and param.name]
-    for key in table:
-        if key not in known:
+    for key, value in table.items():
+        if key in members and isinstance(value, dict):
+            _check_table(value, members[key], f"{name} {key}", ctx)
+        elif key not in known:
             near = difflib.get_close_matches(key, known, 1)
             raise UsageError(
                 f"The configuration sets {key!r} under [{name}], which is no option of `penstock {name}`.",

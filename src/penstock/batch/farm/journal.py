@@ -238,7 +238,7 @@ class JournalReader:
     def read(self) -> Iterator[tuple[int, int, AnyEvent]]:
         """(offset, length, event) of every whole line that is new; nothing when the file cannot be read."""
         try:
-            file = open(self.path, "rb")
+            file = self.path.open("rb")
         except OSError:
             return
         with file:

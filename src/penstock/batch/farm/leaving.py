@@ -26,6 +26,7 @@ class Leaving:
         self._since = 0.0
         self.signal: int | None = None
         self.reason = ""
+        self.hurry: Callable[[], None] | None = None  # called by the first signal, for when nobody asks
 
     def __enter__(self) -> Leaving:
         for number in SIGNALS:
@@ -65,5 +66,7 @@ class Leaving:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal is None:
             self.signal = number
+            if self.hurry is not None:
+                self.hurry()
         elif number != self.signal:
             os._exit(128 + number)

@@ -12,13 +12,17 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
+
+import msgspec
 
 from penstock.batch.farm.claims import Claims
 from penstock.batch.farm.journal import Begin, End, JournalWriter, Loaded, Place
-from penstock.batch.farm.leaving import Leaving
 from penstock.batch.farm.lease import Judge, RunningJobs
+from penstock.batch.farm.leaving import Leaving
 from penstock.batch.farm.manifest import Manifest, ModelCopy, Profile
+from penstock.batch.farm.prepare import check_model
 from penstock.batch.farm.spool import Spool
 from penstock.batch.farm.worker import Generate, Worker
 from penstock.errors import PenstockError
@@ -30,11 +34,12 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True)
 class Engine:
-    """What makes a life's engine. stage: a folder of the shared file system to the fastest copy of it that this node
-    has; load: the function that generates."""
+    """What makes a life's engine. load: from model and profile to the function that generates. staged: a copy of the
+    model on this node, if there is one; staging_seconds: what that took before this life."""
 
-    stage: Callable[[ModelCopy], ModelCopy]
     load: Callable[[Manifest, ModelCopy, Profile], Generate]
+    staged: Path | None = None
+    staging_seconds: float = 0.0
 
 
 def live(spool: Spool, life: str, place: Place, engine: Engine, running: RunningJobs, deadline: float | None) -> int:
@@ -77,11 +82,21 @@ def _work(
 ) -> tuple[str, int]:
     """Bring the model up and work: (why it ended, rows answered)."""
     journal.sync()
+
+    def leave() -> None:
+        """A model that is being loaded cannot be waited for, and holds nothing."""
+        journal.append([End(at=journal.now(), reason="asked")], keep_on=lambda: False)
+        os._exit(130)
+
+    leaving.hurry = leave
     begun = time.monotonic()
-    model = engine.stage(spool.manifest.model(place.partition))
-    staged = time.monotonic()
+    model = spool.manifest.model(place.partition)
+    if engine.staged is not None:
+        model = msgspec.structs.replace(model, path=str(engine.staged))
+    check_model(model)
     generate = engine.load(spool.manifest, model, spool.manifest.profile(place.partition))
-    loaded = Loaded(at=journal.now(), staging=staged - begun, loading=time.monotonic() - staged)
+    leaving.hurry = None
+    loaded = Loaded(at=journal.now(), staging=engine.staging_seconds, loading=time.monotonic() - begun)
     journal.append([loaded], keep_on=lambda: not leaving)
     judge = Judge(place, spool.manifest.timing, journal.now, running)
     worker = Worker(spool, Claims(spool, journal, judge, life), journal, generate, leaving, heart.step)

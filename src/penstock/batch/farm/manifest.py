@@ -41,10 +41,10 @@ class Profile(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fi
 
     def engine_options(self) -> dict[str, Any]:
         """The part that the engine is told, without what is unset."""
-        return {name: getattr(self, name) for name in _ENGINE if getattr(self, name) is not None}
+        return {name: getattr(self, name) for name in ENGINE_FIELDS if getattr(self, name) is not None}
 
 
-_ENGINE = (
+ENGINE_FIELDS = (
     "dtype",
     "quantize",
     "max_batch_size",
@@ -63,6 +63,16 @@ class ModelCopy(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     path: str
     sha256: str
+
+
+class InputStamp(msgspec.Struct, frozen=True, kw_only=True):
+    """The file of prompts when it was read, so that a change is noticed. shape: how it was read."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    form: str
+    shape: dict[str, str]
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,7 +99,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     shards_sha256: str
     models: dict[str, ModelCopy]  # by partition; "" is the farm's own
     profiles: dict[str, Profile]
+    shard_rows: int
     timing: Timing
+    source: InputStamp | None = None  # None: the prompts came from no file
+    stats: bool = False  # write a report when all is merged
 
     def profile(self, partition: str) -> Profile:
         """The profile of a partition, with the values that hold for all where it has none."""

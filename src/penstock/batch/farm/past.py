@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from penstock.batch.farm.journal import AnyEvent, Begin, End, RowDone, Start
 
+SET_ASIDE = "set aside: "
 SILENT_DEATHS = 3  # deaths without a cause (kill -9, a lost node) that weigh as much as one crash
 
 
@@ -58,7 +59,7 @@ def past_of(shard: int, lives: Iterable[Iterable[AnyEvent]]) -> Past:
     for row in cause.keys() - past.done:
         if crashed_alone[row] or silent_alone[row] >= SILENT_DEATHS:
             deaths = crashed[row] + crashed_alone[row] + silent[row] + silent_alone[row]
-            past.aside[row] = f"set aside: the worker died {deaths} times on this row ({cause[row]})"
+            past.aside[row] = f"{SET_ASIDE}the worker died {deaths} times on this row ({cause[row]})"
         elif crashed[row] or silent[row] >= SILENT_DEATHS:
             past.suspects.add(row)
     return past

@@ -129,7 +129,7 @@ class Spool:
         return self.stop.exists()
 
 
-def create(folder: Path, rows: Iterable[Row], shard_rows: int, manifest: Manifest) -> Spool:
+def create(folder: Path, rows: Iterable[Row], manifest: Manifest) -> Spool:
     """Make a farm of `rows`, or open the one that is there if it is the same.
 
     manifest: complete but for the names and the hash of the files, which are filled in here. The farm is there as
@@ -143,7 +143,7 @@ def create(folder: Path, rows: Iterable[Row], shard_rows: int, manifest: Manifes
     names = {"rows": f"rows-{tag}.jsonl", "shards": f"shards-{tag}.jsonl"}
     part = folder / f"farm-{tag}.part"
     try:
-        lines = b"".join(_write_rows(folder / names["rows"], rows, shard_rows))
+        lines = b"".join(_write_rows(folder / names["rows"], rows, manifest.shard_rows))
         _write(folder / names["shards"], lines)
         manifest = msgspec.structs.replace(manifest, **names, shards_sha256=hashlib.sha256(lines).hexdigest())
         _write(part, msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")

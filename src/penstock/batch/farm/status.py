@@ -87,7 +87,7 @@ def server_now(spool: Spool) -> float:
 
 
 def status_of(ledger: Ledger, waiting: Mapping[str, int] | None = None, running: int = 0) -> Status:
-    """Read what is new and say how it stands. waiting: jobs that wait in Slurm, by partition; running: those that run."""
+    """Read what is new and say how it stands. waiting: jobs in Slurm's queue, by partition; running: those that run."""
     ledger.update()
     spool, waiting = ledger.spool, waiting or {}
     now, lease = server_now(spool), spool.manifest.timing.lease

@@ -32,12 +32,20 @@ _POLL = 0.1
 _BACKOFF = 1.0  # seconds before the next life, times the sum
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a worker runs. environment: added to ours; cores: their numbers, none for all that we have."""
+
+    environment: Mapping[str, str]
+    cores: tuple[int, ...]
+
+
 @dataclass
 class _Slot:
-    """A place for one worker. not_before: when its next life may start, by time.monotonic()."""
+    """A place and the worker in it. not_before: when its next life may start, by time.monotonic()."""
 
     rank: int
-    environment: Mapping[str, str]
+    place: Place
     lives: int = 0
     fruitless: float = 0.0
     not_before: float = 0.0
@@ -49,12 +57,12 @@ class _Slot:
 
 @dataclass
 class Supervisor:
-    """Keeps a life in every slot until there is nothing to do. command: the argument list of a life, given its name
-    and its rank; environments: one a slot, added to ours."""
+    """Keeps a life in every place until there is nothing to do. command: the argument list of a life, given its name,
+    rank and place."""
 
     spool: Spool
-    command: Callable[[str, int], Sequence[str]]
-    environments: Sequence[Mapping[str, str]]
+    command: Callable[[str, int, Place], Sequence[str]]
+    places: Sequence[Place]
     on_poll: Callable[[], None] = lambda: None
     first_rank: int = 0
     _slots: list[_Slot] = field(default_factory=list)
@@ -62,7 +70,7 @@ class Supervisor:
 
     def run(self) -> int:
         """Returns the exit code: 0, or the first slot's that is not."""
-        self._slots = [_Slot(self.first_rank + i, env) for i, env in enumerate(self.environments)]
+        self._slots = [_Slot(self.first_rank + i, place) for i, place in enumerate(self.places)]
         before = {number: signal.signal(number, self._pass_on) for number in SIGNALS}
         try:
             while any(slot.code is None for slot in self._slots):
@@ -106,8 +114,8 @@ class Supervisor:
         restart = os.environ.get("SLURM_RESTART_COUNT", "0")
         slot.life = f"{job}.{restart}.{slot.rank}.{slot.lives}-{secrets.token_hex(3)}"
         slot.process = subprocess.Popen(
-            [*self.command(slot.life, slot.rank)],
-            env={**os.environ, **slot.environment},
+            [*self.command(slot.life, slot.rank, slot.place)],
+            env={**os.environ, **slot.place.environment},
             stdin=subprocess.DEVNULL,
             process_group=0,  # Ctrl-C in a terminal comes through us, once
         )
