@@ -52,8 +52,8 @@ def live(spool: Spool, life: str, place: Place, engine: Engine, running: Running
     leaving = Leaving(spool.cancelled, deadline, manifest.timing.grace)
     try:
         with leaving, _Heart(journal, manifest.timing.beat) as heart:
-            journal.append([Begin(at=journal.now(), life=life, profile=place.partition, place=place)])
             try:
+                journal.append([Begin(at=journal.now(), life=life, profile=place.partition, place=place)])
                 reason, rows = _work(spool, life, place, engine, running, journal, heart, leaving)
                 code, detail = _exit_code(reason, rows, leaving.signal), ""
             except PenstockError as error:

@@ -126,7 +126,7 @@ class Worker:
             if number not in past.aside:
                 (self._suspects if number in past.suspects else self._queue).append(place)
         self._append([self._set_aside(shard, rows[n], n, past.aside[n]) for n in sorted(missing & past.aside.keys())])
-        missing -= past.aside.keys()
+        missing.difference_update(past.aside)
         self._close_if_whole(shard.number)
 
     def _start(self, places: list[tuple[int, int, Row]], alone: bool = False) -> list[Row]:
