@@ -21,7 +21,10 @@ http_options = stack(
     click.option("--hostname", "--host", "host", default="127.0.0.1", show_default=True, help="Address to listen on."),
     click.option("-p", "--port", type=PORT, default=3000, show_default=True, help="0 takes a free one."),
     click.option(
-        "--fallback-ports", type=PortRange(), metavar="LOW-HIGH", help="Try these where --port is taken; 0-0: any free one."
+        "--fallback-ports",
+        type=PortRange(),
+        metavar="LOW-HIGH",
+        help="Try these where --port is taken; 0-0: any free one.",
     ),
     click.option("--uds", metavar="PATH", help="Listen on a unix socket instead of a port."),
     click.option("--api-key-file", metavar="FILE", help="Keys, one a line (mode 600).  [default: a key is made]"),

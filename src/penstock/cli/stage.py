@@ -25,13 +25,19 @@ STRATEGIES = ("auto", "direct", "sbcast", "tree", "chain", "broadcast")
 @click.argument("model", required=False)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option(
-    "--to", type=click.Choice(["auto", "ram", "scratch"]), default="auto", show_default=True, help="RAM disk where it fits."
+    "--to",
+    type=click.Choice(["auto", "ram", "scratch"]),
+    default="auto",
+    show_default=True,
+    help="RAM disk where it fits.",
 )
 @click.option(
     "--strategy", type=click.Choice(STRATEGIES), default="auto", show_default=True, help="How; auto measures a sample."
 )
 @click.option("--measure", is_flag=True, help="Print a table: each strategy for 1, 2, 4 ... nodes.")
-@click.option("--gigabytes", type=FiniteFloat(0, above_low=True), default=1.0, show_default=True, help="With --measure.")
+@click.option(
+    "--gigabytes", type=FiniteFloat(0, above_low=True), default=1.0, show_default=True, help="With --measure."
+)
 @click.option("--clean", is_flag=True, help="Remove MODEL, or all that is staged, unless another job uses it.")
 @click.option("--site", metavar="NAME", help="A site profile: a shipped one or a file.  [default: found]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

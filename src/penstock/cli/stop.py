@@ -68,5 +68,6 @@ def _wait(jobs: list[str]) -> None:
             return
         time.sleep(1)
     raise EnvironmentFault(
-        f"Jobs {', '.join(jobs)} still run after {PATIENCE:g} s.", hint="`squeue --me` shows them; their node may be stuck."
+        f"Jobs {', '.join(jobs)} still run after {PATIENCE:g} s.",
+        hint="`squeue --me` shows them; their node may be stuck.",
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -23,7 +22,9 @@ PASSED = [param for param in PASSED if param.name not in (*_OWN, *_MEANINGLESS)]
 resource_options = stack(
     click.option("-p", "--partition", metavar="NAME", help="Of the nodes.  [default: the site's]"),
     click.option("-A", "--account", metavar="NAME", help="Who pays.  [default: the site profile's]"),
-    click.option("-t", "--time", metavar="TIME", help="Slurm's notation: 90, 3:00:00, 2-00.  [default: the partition's]"),
+    click.option(
+        "-t", "--time", metavar="TIME", help="Slurm's notation: 90, 3:00:00, 2-00.  [default: the partition's]"
+    ),
     click.option("-G", "--gpus", metavar="[TYPE:]N", help="Cards, or slices of one: 1, a100:2, a100l.3:1."),
     click.option("-c", "--cpus-per-task", "--cpus", "cpus", type=COUNT, help="Cores.  [default: the site's]"),
     click.option("--mem", metavar="SIZE", help="Memory: 16G.  [default: the site's]"),
@@ -36,7 +37,9 @@ resource_options = stack(
 service_options = stack(
     click.option("-n", "--name", metavar="NAME", help="How other commands call it.  [default: from the model]"),
     click.option("--hostname", "--host", "host", default="0.0.0.0", show_default=True, help="Address to listen on."),  # noqa: S104
-    click.option("--uds", "socket", is_flag=True, help="A unix socket on the node instead of a port: only you reach it."),
+    click.option(
+        "--uds", "socket", is_flag=True, help="A unix socket on the node instead of a port: only you reach it."
+    ),
     click.option("--api-key-file", metavar="FILE", help="Keys, one a line (mode 600).  [default: a key is made]"),
     click.option("--no-auth", is_flag=True, help="Ask for no key. Everybody on the cluster can then use it."),
     click.option(
@@ -76,7 +79,9 @@ def submit(model: str, as_json: bool, dry_run: bool, **options: Any) -> int | No
     account = options["account"] or site.account or None
     if site.account_required and account is None:
         raise UsageError(
-            f"Jobs of {site.title or site.name} need an account.", "", "Give --account, or set `account` in the site profile."
+            f"Jobs of {site.title or site.name} need an account.",
+            "",
+            "Give --account, or set `account` in the site profile.",
         )
     resources = Resources(
         **{field: options[field] for field in ("partition", "qos", "time", "gpus", "cpus", "mem", "constraint")},
@@ -135,7 +140,9 @@ def _follow(done: Any, options: dict[str, Any], as_json: bool) -> int | None:
     elif options["wait"]:
         _say(f"Ask it: penstock chat --job {launch.name} QUESTION    End it: penstock stop {launch.name}")
     else:
-        _say(f"See it: penstock jobs    Wait for it: penstock url {launch.name} --wait    End it: penstock stop {launch.name}")
+        _say(
+            f"See it: penstock jobs    Wait for it: penstock url {launch.name} --wait    End it: penstock stop {launch.name}"
+        )
     return None
 
 

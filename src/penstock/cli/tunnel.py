@@ -62,7 +62,15 @@ def _from_outside(name: str, port: int, login: str, as_json: bool) -> int:
     if answer["key_file"]:
         key_file = _keep_key(name, _ask(login, f"cat {shlex.quote(answer['key_file'])}"))
     where = {"host": answer["host"], "port": answer["port"], "socket": answer["socket"], "node": answer["node"]}
-    empty = {"url": None, "partition": "", "left": None, "tokens_per_second": 0.0, "running": 0, "waiting": 0, "why": ""}
+    empty = {
+        "url": None,
+        "partition": "",
+        "left": None,
+        "tokens_per_second": 0.0,
+        "running": 0,
+        "waiting": 0,
+        "why": "",
+    }
     server = Server(name=name, job=answer["job"], state="ready", model="", key_file=key_file, log="", **where, **empty)
     _ready(f"http://127.0.0.1:{port}", key_file, as_json)
     return _run(ssh_line(server, port, login))

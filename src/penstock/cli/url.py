@@ -17,7 +17,9 @@ from penstock.cli.options import FiniteFloat
 @click.option("--dependency", is_flag=True, help="Print a Slurm dependency that is met when the server is ready.")
 @click.option("--sbatch", multiple=True, metavar="FLAG", help="With --dependency, flags of the small job behind it.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object: url, socket, key file, node, job.")
-def url(name: str, wait: bool, wait_seconds: float | None, dependency: bool, sbatch: tuple[str, ...], as_json: bool) -> None:
+def url(
+    name: str, wait: bool, wait_seconds: float | None, dependency: bool, sbatch: tuple[str, ...], as_json: bool
+) -> None:
     """Print the URL of the server NAME (the path of its socket, if it listens on one).
 
     Run a job of yours once the server is ready: sbatch --dependency=$(penstock url NAME --dependency) JOB.sh

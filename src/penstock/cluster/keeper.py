@@ -33,7 +33,11 @@ from penstock.errors import PenstockError
 
 BEAT = 5.0  # seconds between two looks at the server
 LAST_WAIT = 600.0  # seconds that a preempted job waits for Slurm to end it
-_GAUGES = {"running": "tgi_batch_current_size", "waiting": "tgi_queue_size", "generated": "penstock_generated_tokens_total"}
+_GAUGES = {
+    "running": "tgi_batch_current_size",
+    "waiting": "tgi_queue_size",
+    "generated": "penstock_generated_tokens_total",
+}
 
 
 class Keeper:
@@ -58,7 +62,7 @@ class Keeper:
         signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
         self._publish()
         # USR1 means nothing to a server that has not begun to listen for it
-        server = subprocess.Popen(self._command, stdout=subprocess.PIPE, preexec_fn=_ignore_warning)  # noqa: PLW1509
+        server = subprocess.Popen(self._command, stdout=subprocess.PIPE, preexec_fn=_ignore_warning)
         out = server.stdout
         assert out is not None  # noqa: S101 (for mypy)
         watched = selectors.DefaultSelector()

@@ -75,7 +75,11 @@ _CURES: tuple[tuple[str, type[PenstockError], Callable[[], str]], ...] = (
         ResourceError,
         _always("You have reached a limit of the site: wait for a job to end, or ask for fewer cores, GPUs or hours."),
     ),
-    (r"quota|no space left", ResourceError, _always("Free some space, or set PENSTOCK_JOBS_DIR to another file system.")),
+    (
+        r"quota|no space left",
+        ResourceError,
+        _always("Free some space, or set PENSTOCK_JOBS_DIR to another file system."),
+    ),
     (r"contact slurm controller|socket timed out|connection refused|timed out", EnvironmentFault, _always(_TRY_AGAIN)),
     (r"access/permission denied|user not permitted", EnvironmentFault, _always("Ask the site for access.")),
     (r"invalid job id", UsageError, _always("`penstock jobs` lists your servers, `squeue --me` your jobs.")),

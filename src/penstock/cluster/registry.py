@@ -181,7 +181,7 @@ def claim(name: str, after: Launch | None) -> Launch | None:
     path = root() / name / f"{number:04d}"
     try:
         path.mkdir(mode=0o700)
-    except FileExistsError:
+    except (FileExistsError, FileNotFoundError):  # somebody was faster, or has just taken a refused one back
         return None
     except OSError as error:
         raise cannot_write(path, error) from error
@@ -211,6 +211,8 @@ def fill(launch: Launch, order: Order, script: str) -> None:
 def drop(launch: Launch) -> None:
     """Take a launch back whose job was refused."""
     shutil.rmtree(launch.path, ignore_errors=True)
+    with suppress(OSError):
+        launch.path.parent.rmdir()  # only when it was the first of its name
 
 
 def _new_key() -> str:

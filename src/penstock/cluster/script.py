@@ -144,7 +144,9 @@ def _serving(launch: Launch, service: Service) -> list[str]:
         address = '--uds "$socket"'
     else:
         ports = service.ports
-        lines += [f"# The port: {ports.base} + the last four digits of the job's number; where that is taken, a free one."]
+        lines += [
+            f"# The port: {ports.base} + the last four digits of the job's number; where that is taken, a free one."
+        ]
         port = f"--port $(({ports.base} + SLURM_JOB_ID % 10000)) --fallback-ports {ports.low}-{ports.high}"
         address = f'--hostname {shlex.quote(service.host)} {port} --allow-host "$SLURMD_NODENAME"'
     key = "--no-auth" if service.key_file is None else f"--api-key-file {shlex.quote(service.key_file)}"

@@ -34,7 +34,9 @@ def plan_renewal(renewal: Renewal | None, resources: Resources) -> int | None:
     if renewal is None:
         return None
     if resources.time is None:
-        raise UsageError("--renew needs --time.", "The successor starts some time before the end.", "Add --time 3:00:00")
+        raise UsageError(
+            "--renew needs --time.", "The successor starts some time before the end.", "Add --time 3:00:00"
+        )
     limit = seconds_of(resources.time)
     if limit < 120:
         raise UsageError("--renew needs a --time of at least two minutes.", "Slurm counts the delay in minutes.")

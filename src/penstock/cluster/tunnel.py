@@ -43,7 +43,8 @@ class Tunnel:
         except OSError as error:
             self._listener.close()
             raise EnvironmentFault(
-                f"Port {port} of this machine cannot be used: {error.strerror}.", hint="Leave --port out for a free one."
+                f"Port {port} of this machine cannot be used: {error.strerror}.",
+                hint="Leave --port out for a free one.",
             ) from error
         self.port = int(self._listener.getsockname()[1])
 
@@ -161,7 +162,9 @@ def _through_srun(server: Server, client: socket.socket) -> None:
             srun_relay(server), stdin=stream, stdout=stream, stderr=subprocess.PIPE, env=environment, check=False
         )
     if done.returncode != 0:
-        raise EnvironmentFault(done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:][0][:200] or "srun failed")
+        raise EnvironmentFault(
+            done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:][0][:200] or "srun failed"
+        )
 
 
 def _may_come(name: str) -> bool:

@@ -11,7 +11,7 @@ _REASONS = {
     "DependencyNeverSatisfied": "the job it waits for will never do what it waits for: stop it",
     "PartitionTimeLimit": "it asks for more time than the partition allows and will never start: lower --time",
     "PartitionNodeLimit": "it asks for more nodes than the partition allows and will never start: ask for fewer",
-    "PartitionConfig": "it asks for more than the partition has: lower --mem or --cpus-per-task, or another --partition",
+    "PartitionConfig": "it asks for more than the partition allows and will not start: lower --time, --mem or --cpus-per-task",
     "PartitionDown": "the partition is down: try another --partition",
     "PartitionInactive": "the partition is closed: try another --partition",
     "BadConstraints": "no node has what it asks for: change --gpus, --mem or --constraint",
@@ -58,7 +58,13 @@ def pending(reason: str, job: str) -> str:
 
 def hopeless(reason: str) -> bool:
     """Whether a pending job with this reason never starts as it is."""
-    return reason in ("PartitionTimeLimit", "PartitionNodeLimit", "BadConstraints", "DependencyNeverSatisfied")
+    return reason in (
+        "PartitionTimeLimit",
+        "PartitionNodeLimit",
+        "PartitionConfig",
+        "BadConstraints",
+        "DependencyNeverSatisfied",
+    )
 
 
 def ending(state: str, exit_code: int | None = None) -> str:

@@ -86,7 +86,9 @@ def named(name: str, known: Sequence[Strategy]) -> Strategy:
     for strategy in known:
         if strategy.name == name:
             return strategy
-    raise UsageError(f"The strategy {name!r} cannot be used here.", f"Those that can: {', '.join(s.name for s in known)}.")
+    raise UsageError(
+        f"The strategy {name!r} cannot be used here.", f"Those that can: {', '.join(s.name for s in known)}."
+    )
 
 
 def bring(strategy: Strategy, ground: Ground, first: int, last: int) -> Timing:
