@@ -18,7 +18,7 @@ import msgspec
 
 from penstock.batch.farm.journal import Place
 from penstock.batch.farm.life import Engine, live
-from penstock.batch.farm.manifest import Manifest, ModelCopy, Profile, Timing
+from penstock.batch.farm.manifest import Manifest, ModelCopy, Timing
 from penstock.batch.farm.place import here
 from penstock.batch.farm.spool import Spool, create
 from penstock.batch.farm.supervisor import Place as Slot
@@ -36,7 +36,9 @@ FAST = Timing(lease=1.0, beat=0.1, commit=0.1, idle=20.0, grace=0.2, patience=3.
 BATCH = 8  # rows of a step
 
 
-def make_farm(folder: Path, rows: int, shard_rows: int = 16, timing: Timing = FAST, prompts: str = "prompt {}") -> Spool:
+def make_farm(
+    folder: Path, rows: int, shard_rows: int = 16, timing: Timing = FAST, prompts: str = "prompt {}"
+) -> Spool:
     """A farm of short prompts; its model is a folder with a file in it."""
     model = folder / "model"
     model.mkdir(parents=True, exist_ok=True)
