@@ -1,4 +1,4 @@
-"""What claims cost, and that workers do not stand in each other's way: the real spool, an engine that takes time only."""
+"""What claims cost, and whether workers stand in each other's way: the real spool, an engine that only takes time."""
 
 from __future__ import annotations
 
