@@ -21,7 +21,7 @@ QUICK = ("--lease", "3", "--commit", "0.2", "--shard-rows", "16")
 
 def write_prompts(file: Path, count: int) -> Path:
     rng = random.Random(2)
-    words = "the quick brown fox jumps over lazy dog seven wizards make toxic".split()
+    words = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "seven", "wizards", "make", "toxic"]
     file.write_text("".join(" ".join(rng.choices(words, k=rng.randrange(2, 12))) + "\n" for _ in range(count)))
     return file
 

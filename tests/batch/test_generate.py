@@ -348,3 +348,151 @@ def test_rows_that_must_match_a_grammar(tmp_path: Path) -> None:
     schema.write_text('{"not": {}}')
     done = penstock(*arguments, home=tmp_path)
     check_error(done, 2, "`not` at /not")
+
+
+def test_tables_templates_samples_and_choices(tiny_llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "w.csv").write_text("id,word,lang\nk1,cat,French\nk2,dog,German\n")
+    done = penstock(
+        "generate", tiny_llama, "-i", "w.csv", "-o", "o.jsonl", "--template", "{word} in {lang}:", "--choice", "yes",
+        "--choice", "no", "-n", "3", "--temperature", "1.5", *FAST, home=tmp_path, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()
+    rows = {row["id"]: row for row in read_rows(tmp_path / "o.jsonl")}
+    assert {name: row["prompt"] for name, row in rows.items()} == {"k1": "cat in French:", "k2": "dog in German:"}
+    for row in rows.values():
+        assert {sample["text"] for sample in row["samples"]} <= {"yes", "no"}
+        assert len(row["samples"]) == 3
+        assert row["text"] == row["samples"][0]["text"]
+    again = penstock(
+        "generate", tiny_llama, "-i", "w.csv", "-o", "o.jsonl", "--template", "{word}:", "--choice", "yes",
+        "--choice", "no", "-n", "3", "--temperature", "1.5", *FAST, home=tmp_path, cwd=tmp_path,
+    )  # fmt: skip
+    check_error(again, 2, "another run", "template: '{word} in {lang}:', now '{word}:'")
+    for wrong, words in ((["--regex", "a", "--json-object"], "contradict"), (["--regex", "("], "--regex")):
+        bad = penstock("generate", tiny_llama, "-i", "w.csv", "-o", "x", *wrong, home=tmp_path, cwd=tmp_path)
+        check_error(bad, 2, words)
+
+
+def test_conversations_and_chat(tiny_llama: Path, tmp_path: Path) -> None:
+    """The three ways to say the same thing come to the same prompt."""
+    messages = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hello"}]
+    path = write_rows(
+        tmp_path / "c.jsonl",
+        {"id": "messages", "messages": messages},
+        {"id": "system", "messages": messages[1:], "system": "be kind"},
+        {"id": "chat", "prompt": "hello", "chat": True, "system": "be kind"},
+        {"id": "none", "messages": []},
+        {"id": "roleless", "messages": [{"content": "x"}]},
+    )
+    done = penstock("generate", tiny_llama, "-i", path, "-o", "-", "--max-new-tokens", "4", *FAST, home=tmp_path)
+    check_error(done, 6, "2 of 5 rows")
+    rows = {row["id"]: row for row in map(json.loads, done.stdout.splitlines())}
+    assert rows["messages"]["prompt"] == rows["system"]["prompt"] == rows["chat"]["prompt"] != "hello"
+    assert rows["messages"]["token_ids"] == rows["chat"]["token_ids"]
+    assert "cannot be empty" in rows["none"]["error"]
+    assert "`role`" in rows["roleless"]["error"]
+
+
+def test_the_input_may_grow_but_not_change(tiny_llama: Path, tmp_path: Path) -> None:
+    first = [{"id": "a", "prompt": "one"}, {"id": "b", "prompt": "two"}]
+    args = ["generate", tiny_llama, "-o", tmp_path / "o.jsonl", "--max-new-tokens", "2", *FAST, "-i"]
+
+    def run(name: str, *rows: Row) -> subprocess.CompletedProcess[bytes]:
+        return penstock(*args, write_rows(tmp_path / name, *rows), home=tmp_path)
+
+    assert run("1.jsonl", *first).returncode == 0
+    before = (tmp_path / "o.jsonl").read_bytes()
+    check_error(run("2.jsonl", first[0], {"id": "b", "prompt": "TWO"}), 2, "row 'b' (line 2) asks for something else")
+    check_error(run("3.jsonl", first[0], {**first[1], "seed": 3}), 2, "row 'b' (line 2)")
+    check_error(run("4.jsonl", first[1]), 2, "row 'a' is gone")
+    check_error(run("5.jsonl", {"id": "c", "prompt": "x"}), 2, "and 1 more rows differ")
+    assert (tmp_path / "o.jsonl").read_bytes() == before
+    grown = run("6.jsonl", {"id": "new", "prompt": "three"}, first[1], first[0])
+    assert grown.returncode == 0, grown.stderr.decode()
+    assert b"2 of them by earlier runs" in grown.stderr
+    assert [row["id"] for row in read_rows(tmp_path / "o.jsonl")][2:] == ["new"]
+
+
+def test_what_prompts_share_is_computed_once(tiny_llama: Path) -> None:
+    """Counted by the engine: the shared tokens of all prompts but the first come out of the cache, in any order."""
+    from penstock.batch.local import generate_rows
+    from penstock.batch.parameters import Parameters
+    from penstock.batch.prompts import Prompter
+    from penstock.batch.rows import Row as BatchRow
+    from penstock.engine.config import EngineConfig
+    from penstock.engine.loop import EngineLoop
+
+    rng = random.Random(4)
+    shared = [[rng.randrange(3, 500) for _ in range(160)] for _ in range(3)]
+    prompts = [shared[n % 3] + [rng.randrange(3, 500) for _ in range(9)] for n in range(90)]
+    rows = [BatchRow(id=n, prompt_token_ids=ids) for n, ids in enumerate(prompts)]
+    run = Parameters(max_new_tokens=3, ignore_eos=True)
+    found = {}
+    for caching in (True, False):
+        config = EngineConfig(
+            model_path=str(tiny_llama), dtype="float32", max_batch_size=16, max_batch_total_tokens=8192,
+            prefix_caching=caching,
+        )  # fmt: skip
+        engine = EngineLoop.load(config)
+        steps = list(generate_rows(engine, Prompter(None), rows, run))
+        results = {result.id: result.token_ids for step in steps for result in step.results}
+        found[caching] = results, engine.stats.cached_prompt_tokens
+        assert engine.current_stats().used_blocks == 0
+    assert found[True][0] == found[False][0]
+    assert found[False][1] == 0
+    assert found[True][1] == 87 * 160
+
+
+def test_leaving_early_leaves_an_engine_that_can_be_used(tiny_llama: Path) -> None:
+    from penstock.batch.local import generate_rows
+    from penstock.batch.parameters import Parameters
+    from penstock.batch.prompts import Prompter
+    from penstock.batch.rows import Row as BatchRow
+    from penstock.engine.config import EngineConfig
+    from penstock.engine.loop import EngineLoop
+
+    engine = EngineLoop.load(EngineConfig(model_path=str(tiny_llama), max_batch_size=4, max_batch_total_tokens=4096))
+    rows = [BatchRow(id=n, prompt_token_ids=[5, n + 3], n=2, temperature=1.0) for n in range(50)]
+    steps = generate_rows(engine, Prompter(None), iter(rows), Parameters(max_new_tokens=50, ignore_eos=True))
+    next(steps)
+    assert engine.has_work
+    steps.close()
+    assert not engine.has_work
+    assert engine.current_stats().used_blocks == 0
+
+
+def openai_line(name: str, url: str = "/v1/chat/completions", **body: Any) -> Row:
+    body = body or {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 3, "temperature": 0}
+    return {"custom_id": name, "method": "POST", "url": url, "body": body}
+
+
+def test_a_batch_file_of_openai(tiny_llama: Path, tmp_path: Path) -> None:
+    """Answered by the server's routes, without a server; a rerun does what is missing."""
+    lines = [openai_line(f"r{n}") for n in range(20)]
+    lines += [
+        openai_line("text", "/v1/completions", prompt="fox", max_tokens=2, logprobs=1),
+        openai_line("vector", "/v1/embeddings", input="fox"),
+        openai_line("bad", messages=[]),
+    ]
+    path = write_rows(tmp_path / "in.jsonl", *lines)
+    args = ["generate", tiny_llama, "-i", path, "-o", tmp_path / "o.jsonl", *FAST]
+    done = penstock(*args, "--json", home=tmp_path)
+    check_error(done, 6, "1 of 23 rows ended in an error")
+    assert json.loads(done.stdout)["tokens"] == 62
+    rows = {row["custom_id"]: row for row in read_rows(tmp_path / "o.jsonl")}
+    assert len(rows) == 23
+    assert {row["response"]["status_code"] for row in rows.values()} == {200, 422}
+    assert rows["r3"]["response"]["body"]["choices"][0]["finish_reason"] == "length"
+    assert rows["text"]["response"]["body"]["choices"][0]["logprobs"]["tokens"]
+    assert rows["vector"]["response"]["body"]["data"][0]["embedding"]
+    whole = (tmp_path / "o.jsonl").read_bytes()
+    (tmp_path / "o.jsonl").write_bytes(whole[: whole.index(b"\n", 3000) + 40])
+    again = penstock(*args, home=tmp_path)
+    check_error(again, 6, "1 of 23 rows")
+    rows_again = {row["custom_id"]: row for row in read_rows(tmp_path / "o.jsonl")}
+    assert rows_again.keys() == rows.keys()
+    check_error(penstock(*args, "--temperature", "1", home=tmp_path), 2, "--temperature has no effect")
+    write_rows(path, *lines[:-1], openai_line("bad"))
+    check_error(penstock(*args, home=tmp_path), 2, "row 'bad' (line 23) asks for something else")
+    write_rows(path, *lines, openai_line("r1"))
+    check_error(penstock(*args, home=tmp_path), 2, "line 24", "r1", "there before")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from types import FrameType, TracebackType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -14,9 +15,18 @@ class Interrupt:
     def __init__(self) -> None:
         self.asked = False
         self._before: dict[int, object] = {}
+        self._signals: tuple[signal.Signals, ...] = SIGNALS
+
+    @classmethod
+    def where_possible(cls) -> Interrupt:
+        """One that never asks outside the main thread, where Python does not let signals be caught."""
+        made = cls()
+        if threading.current_thread() is not threading.main_thread():
+            made._signals = ()
+        return made
 
     def __enter__(self) -> Interrupt:
-        for number in SIGNALS:
+        for number in self._signals:
             self._before[number] = signal.signal(number, self._note)
         return self
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -21,6 +21,7 @@ from penstock.batch.rows import Row
 from penstock.engine.request import EngineRequest, Limits, SequenceOutput, StepOutput
 from penstock.errors import InvalidRequest, PartialResults
 from penstock.text.stream import TextStream
+from penstock.text.tokenizer import Tokenizer
 
 AHEAD = 2  # requests in the engine for each place in its batch: the next ones are ready when a place gets free
 WINDOW = 2048  # rows that are put in order together
@@ -57,14 +58,22 @@ class _Answer:
     task: _Task
     sample: int
     request: EngineRequest
-    stream: TextStream | None
+    stops: TextStream | None  # looks for stop strings; without them, the text is made at the end, at once
     followers: list[_Answer] = field(default_factory=list)  # may start when this one's prompt is computed
     token_ids: list[int] = field(default_factory=list)
 
     def end(self, finish: str) -> Sample:
-        if self.stream is not None:
-            self.stream.finish()
-        return Sample(None if self.stream is None else self.stream.text, self.token_ids, finish)
+        return Sample(self._text(), self.token_ids, finish)
+
+    def _text(self) -> str | None:
+        tokenizer = self.task.tokenizer
+        if self.stops is not None:
+            self.stops.finish()
+            return self.stops.text
+        if tokenizer is None:
+            return None
+        continues = any(i not in tokenizer.special_ids for i in reversed(self.request.prompt_ids))
+        return tokenizer.decode(self.token_ids, continues=continues)
 
 
 @dataclass(eq=False)
@@ -73,6 +82,7 @@ class _Task:
 
     row: Row
     prompt: Prompt
+    tokenizer: Tokenizer | None
     samples: list[Sample | None]
     answers: list[_Answer] = field(default_factory=list)
     failed: bool = False
@@ -106,7 +116,7 @@ class _Task:
 
 def generate_rows(
     engine: Engine, prompter: Prompter, rows: Iterable[Row], run: Parameters, window: int = WINDOW
-) -> Iterator[Progress]:
+) -> Generator[Progress, None, None]:
     """Generate for all rows; yields after every step, results in the order of completion.
 
     window: texts that are read ahead and put in order together.
@@ -207,7 +217,7 @@ class _Batch:
             stops = parameters.stops()
             if tokenizer is None and stops:
                 raise InvalidRequest("the model has no tokenizer, so `stop` strings cannot be found")
-            task = _Task(row, prompt, [None] * parameters.samples())
+            task = _Task(row, prompt, tokenizer, [None] * parameters.samples())
             first = parameters.request(0, prompt.ids, 0)
         except InvalidRequest as error:
             self._refuse(row, prompt, str(error))
@@ -215,7 +225,7 @@ class _Batch:
         for sample in range(len(task.samples)):
             sampling = msgspec.structs.replace(first.sampling, seed=seed_of(row, self._run, row.name, sample))
             request = msgspec.structs.replace(first, id=next(self._numbers), sampling=sampling)
-            stream = None if tokenizer is None else TextStream(tokenizer, prompt.ids, stops)
+            stream = TextStream(tokenizer, prompt.ids, stops) if tokenizer is not None and stops else None
             task.answers.append(_Answer(task, sample, request, stream))
         return task
 
@@ -264,10 +274,10 @@ class _Batch:
         """Why the answer ends with these tokens, or None."""
         for token in output.tokens:
             answer.token_ids.append(token.id)
-            if answer.stream is None:
+            if answer.stops is None:
                 continue
-            answer.stream.push(token.id)
-            if answer.stream.stopped:
+            answer.stops.push(token.id)
+            if answer.stops.stopped:
                 if output.finish is None:
                     self._engine.abort(output.id)
                 return "stop_sequence"

@@ -96,11 +96,11 @@ class RowFile:
 
         Raises EnvironmentFault and UsageError.
         """
-        self._source: Source = open_source(path, form, shape.separator)
-        self.name, self.kind = self._source.name, self._source.kind
+        self.source: Source = open_source(path, form, shape.separator)
+        self.name, self.kind = self.source.name, self.source.kind
         self._template = None if shape.template is None else PromptTemplate(shape.template)
         self._shape = shape
-        if (shape.column or shape.id_column) and self._source.columns is None:
+        if (shape.column or shape.id_column) and self.source.columns is None:
             self.close()
             raise UsageError(
                 f"{self.name} is no table, so it has no columns to choose.",
@@ -129,8 +129,13 @@ class RowFile:
 
     def numbered(self) -> Iterator[tuple[int, Row]]:
         """(line number from 1, row) of every row."""
+        if self.kind == "openai":
+            raise UsageError(
+                f"{self.name} holds requests of OpenAI's batch API.",
+                hint="`penstock generate` and the server's /v1/batches answer them.",
+            )
         try:
-            for line, record in self._source.records():
+            for line, record in self.source.records():
                 try:
                     row = self._row(line, record)
                 except BadRow as error:
@@ -143,7 +148,7 @@ class RowFile:
 
     def close(self) -> None:
         """Close the input."""
-        self._source.close()
+        self.source.close()
 
     def _row(self, line: int, record: bytes | str | dict[str, Any]) -> Row:
         """One row of what the source holds: JSON, a text, or columns. Raises BadRow."""

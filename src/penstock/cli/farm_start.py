@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +12,11 @@ import click
 from penstock.cli.batch_options import generation_options, parameters_of, shape_of, shape_options
 from penstock.cli.main import INTERRUPTED
 from penstock.cli.options import COUNT, FiniteFloat, engine_options, find_model, input_path, source_options, stack
-from penstock.errors import EnvironmentFault, PartialResults, UsageError
+from penstock.errors import PartialResults, UsageError
 
 if TYPE_CHECKING:
     from penstock.batch.farm.spool import Spool
-    from penstock.cluster.workers import Workers
+    from penstock.cluster.workers import Submission
 
 _SECONDS = FiniteFloat(0, 1e6, above_low=True)
 
@@ -93,25 +92,24 @@ def submit(source: str, output: str, partitions: str, workers: int, as_json: boo
     Each worker is a job of one node, so that the farm begins with the first node that is free. On a farm that is there
     already it adds workers. See how it goes with `penstock farm status FARM`.
     """
-    from penstock.cluster import slurm
-    from penstock.cluster.script import sbatch_flags, seconds_of
-    from penstock.cluster.workers import shares
+    from penstock.batch.farm.submission import shapes, submit_all
+    from penstock.cluster.script import Resources, sbatch_flags
+    from penstock.cluster.workers import check_can_submit, script, shares
 
-    if not slurm.available("sbatch"):
-        raise slurm.missing("sbatch")
+    check_can_submit()
     counts = shares(partitions, workers)
-    if options["time"] is not None:
-        seconds_of(options["time"])
-    flags = sbatch_flags(options["sbatch"])
+    common = Resources(
+        **{name: options[name] for name in ("account", "time", "gpus", "cpus", "mem", "qos", "constraint")},
+        more=sbatch_flags(options["sbatch"]),
+    )
     spool = _prepare(source, output, options)
-    shapes = [_shape(spool, name, count, options, flags) for name, count in counts.items()]
+    found = shapes(spool, counts, common, options["stage"], options["site"])
     if options["dry_run"]:
-        from penstock.cluster.workers import script
-
-        for shape in shapes:
+        for shape in found:
             click.echo(script(shape))
         return
-    _submit(spool, shapes, options["chain"], as_json)
+    _say_jobs(submit_all(found, options["chain"]), as_json)
+    print(f"see `penstock farm status {spool.folder} --watch`", file=sys.stderr)
 
 
 @click.command(short_help="Go on with a farm whose workers have gone.")
@@ -123,17 +121,18 @@ def resume(folder: Path, workers: int | None, as_json: bool) -> int | None:
 
     Nothing is done twice, whoever still works. It refuses when the prompts, the model or the parameters have changed.
     """
-    from penstock.batch.farm.prepare import check_unchanged
-    from penstock.batch.farm.spool import Spool
+    from penstock.batch.farm.prepare import reopen
+    from penstock.batch.farm.submission import resubmit
     from penstock.cluster.workers import submissions
 
-    spool = Spool(folder.resolve())
-    check_unchanged(spool)
-    with contextlib.suppress(FileNotFoundError):
-        spool.stop.unlink()
+    spool = reopen(folder.resolve())
     if not submissions(spool.folder):
         return run_here(spool, workers, as_json)
-    return _resubmit(spool, workers, as_json)
+    started = resubmit(spool, workers)
+    if not started:
+        print("all of its workers are there already", file=sys.stderr)
+    _say_jobs(started, as_json)
+    return None
 
 
 def _prepare(source: str, output: str, options: dict[str, Any]) -> Spool:
@@ -218,79 +217,9 @@ def end(spool: Spool, failed: int, aside: int) -> int:
     return 0
 
 
-def _shape(spool: Spool, partition: str, count: int, options: dict[str, Any], more: tuple[str, ...]) -> Workers:
-    """The job of one partition: its profile over the options."""
-    from penstock.cluster.script import Resources, seconds_of
-    from penstock.cluster.workers import Workers
-    from penstock.plan.site import load_site
-
-    profile = spool.manifest.profile(partition)
-    gpus = str(profile.gpus) if profile.gpus is not None else options["gpus"]
-    resources = Resources(
-        partition=partition,
-        account=profile.account or options["account"],
-        qos=profile.qos or options["qos"],
-        time=profile.time or options["time"],
-        gpus=None if gpus in (None, "0") else gpus,
-        cpus=profile.cpus or options["cpus"],
-        mem=profile.mem or options["mem"],
-        constraint=profile.constraint or options["constraint"],
-        more=more,
-    )
-    if profile.time is not None:
-        seconds_of(profile.time)
-    site = load_site(options["site"])
-    model = Path(spool.manifest.model(partition).path)
-    stage = options["stage"]
-    if stage is None:
-        stage = sum(file.stat().st_size for file in model.glob("*.safetensors")) >= 1e9
-    return Workers(
-        folder=spool.folder,
-        count=count,
-        resources=replace(resources, account=resources.account or getattr(site, "account", None)),
-        model=str(model) if stage else None,
-        modules=tuple(getattr(site, "modules", ())),
-    )
-
-
-def _submit(spool: Spool, shapes: list[Workers], chain: int, as_json: bool) -> None:
-    from penstock.cluster.workers import submit as hand_in
-
-    done = []
-    for shape in shapes:
-        after = None
-        for _ in range(chain):
-            entry = hand_in(shape, after)
-            after = entry.job
-            done.append(entry)
-            print(f"job {entry.job}: {entry.workers} workers in {entry.partition}", file=sys.stderr)
-    if as_json:
-        import msgspec
-
-        click.echo(msgspec.json.encode(done))
-    print(f"see `penstock farm status {spool.folder} --watch`", file=sys.stderr)
-
-
-def _resubmit(spool: Spool, workers: int | None, as_json: bool) -> None:
-    """Submit the scripts of each partition again, for the workers that are not there."""
-    from penstock.cluster.workers import again, queue, submissions
-
-    known = submissions(spool.folder)
-    jobs = queue(known)
-    if jobs is None:
-        raise EnvironmentFault(
-            "Slurm does not say which workers of this farm run.", "", "Try again on a login node, in a minute."
-        )
-    latest = {entry.partition: entry for entry in known}
-    started = []
-    for partition, entry in latest.items():
-        there = jobs.running.get(partition, 0) + jobs.waiting.get(partition, 0)
-        wanted = (workers or max(e.workers for e in known if e.partition == partition)) - there
-        if wanted > 0:
-            started.append(again(spool.folder, entry, wanted))
-            print(f"job {started[-1].job}: {wanted} workers in {partition}", file=sys.stderr)
-        else:
-            print(f"{partition}: {there} workers are there already", file=sys.stderr)
+def _say_jobs(started: Sequence[Submission], as_json: bool) -> None:
+    for entry in started:
+        print(f"job {entry.job}: {entry.workers} workers in {entry.partition}", file=sys.stderr)
     if as_json:
         import msgspec
 

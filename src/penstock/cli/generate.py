@@ -114,6 +114,10 @@ def run(model: str, source: Path | None, output: Path | None, options: dict[str,
     parameters, shape = parameters_of(options), shape_of(options)
     snapshot = find_model(model, options["revision"], options["offline"])
     with contextlib.closing(RowFile(source, options["input_format"], shape)) as rows:
+        if rows.kind == "openai":
+            from penstock.cli.generate_openai import run_lines
+
+            return run_lines(snapshot, rows.source, output, options)
         found = rows.check()
         tokenizer = load_tokenizer(snapshot.path)
         if tokenizer is None and found.text_line is not None:

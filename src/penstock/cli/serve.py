@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,16 @@ from typing import Any
 
 import click
 
-from penstock.cli.options import COUNT, FiniteFloat, PortRange, engine_options, source_options, stack, weight_format
+from penstock.cli.options import (
+    COUNT,
+    FiniteFloat,
+    PortRange,
+    Whole,
+    engine_options,
+    source_options,
+    stack,
+    weight_format,
+)
 from penstock.cli.serve_key import hide_key
 from penstock.cli.serve_tgi import TGI_ENVIRONMENT, operation_options, refuse, tgi_options
 from penstock.errors import PenstockError, UsageError
@@ -34,6 +44,18 @@ http_options = stack(
         "--cors-allow-origin", multiple=True, metavar="ORIGIN", help="Let web pages of ORIGIN ask. Repeatable."
     ),
     click.option("--served-model-name", metavar="NAME", help="What clients see as the model.  [default: MODEL]"),
+    click.option(
+        "--batch-dir",
+        metavar="DIR",
+        help="Where uploaded files and batches are kept; `off`: nowhere.  [default: ~/.cache/penstock/batches]",
+    ),
+    click.option(
+        "--batch-quota",
+        type=Whole(1, 2**63 - 1),
+        default=2**30,
+        show_default=True,
+        help="Bytes that one key may keep there.",
+    ),
     click.option("--ask", metavar="TEXT", help="Ask this once the server is ready, and show the answer."),
     click.option("--json", "json_ready", is_flag=True, help="Print one JSON line on stdout when ready."),
     click.option(
@@ -132,6 +154,7 @@ def serve(model: str | None, **options: Any) -> int:
         "model_path": "",
         "model_name": options["served_model_name"] or name,
     }
+    http["batch_dir"] = _batch_dir(options["batch_dir"])
     config = ServeConfig(
         **http,
         model=options["weights_cache_override"] or name,
@@ -141,6 +164,16 @@ def serve(model: str | None, **options: Any) -> int:
     )
     visitor = _asker(options["ask"], config.name) if options["ask"] else None
     return run(config, offline=True if options["offline"] else None, first_visitor=visitor)
+
+
+def _batch_dir(given: str | None) -> str | None:
+    """The folder of files and batches; None turns them off."""
+    if given == "off":
+        return None
+    if given is not None:
+        return str(Path(given).expanduser().absolute())
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return str(Path(cache).expanduser() / "penstock" / "batches")
 
 
 def _asker(question: str, model: str) -> Callable[[str, Path | None, Path | None], None]:

@@ -240,6 +240,12 @@ def shares(asked: str, workers: int) -> dict[str, int]:
     return result
 
 
+def check_can_submit() -> None:
+    """Raise EnvironmentFault where there is no Slurm."""
+    if not slurm.available("sbatch"):
+        raise slurm.missing("sbatch")
+
+
 def partitions() -> dict[str, int]:
     """The partitions that are up, with their nodes. Raises EnvironmentFault."""
     lines = [line.split("|") for line in slurm.run("sinfo", "--noheader", "--format=%R|%a|%D").splitlines()]

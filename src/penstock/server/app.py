@@ -11,6 +11,8 @@ from penstock.server.exchange import ClientLeft, Exchange, Receive, Scope, Send
 from penstock.server.house import House
 from penstock.server.native.cloud import Cloud
 from penstock.server.native.generate import Native
+from penstock.server.openai.batches import PREFIXES as BATCH_PREFIXES
+from penstock.server.openai.batches import Batches
 from penstock.server.openai.chat import Chat
 from penstock.server.openai.completions import Completions
 from penstock.server.openai.embeddings import Embeddings
@@ -41,6 +43,7 @@ class App:
         tokens, messages = TokenRoutes(house, native.tokenize), Messages(house)
         cloud, documents = Cloud(native, chat.completions, completions.completions), Documents()
         self._model = models.one
+        self.batches = Batches(house)
         self._get: dict[str, Getter] = {
             "/": Page(status.health).get,
             "/health": status.health,
@@ -90,6 +93,9 @@ class App:
             await exchange.refuse(internal())
 
     async def _route(self, exchange: Exchange) -> None:
+        if exchange.path.startswith(BATCH_PREFIXES):
+            await self.batches.answer(exchange)
+            return
         get, post = self._get.get(exchange.path), self._post.get(exchange.path)
         if exchange.path.startswith(MODEL_PREFIX):
             get = self._model

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
+from urllib.parse import parse_qsl
 
 import msgspec
 
@@ -94,11 +95,14 @@ class Exchange:
         """
         if not _JSON_CONTENT.fullmatch(self.header(b"content-type") or b""):
             raise Refusal(415, "Expected request with `Content-Type: application/json`", plain=True)
+        return b"".join([part async for part in self.parts(limit, silence)])
+
+    async def parts(self, limit: int, silence: float) -> AsyncIterator[bytes]:
+        """The body as it arrives. limit: bytes; silence: seconds that the client may pause. Raises Refusal 413, 408."""
         too_long = Refusal(413, "Failed to buffer the request body: length limit exceeded", plain=True)
         declared = self.header(b"content-length")
         if declared is not None and declared.isdigit() and int(declared[:20]) > limit:
             raise too_long
-        parts: list[bytes] = []
         size = 0
         while True:
             try:
@@ -112,9 +116,14 @@ class Exchange:
             size += len(part)
             if size > limit:
                 raise too_long
-            parts.append(part)
+            yield part
             if not message.get("more_body", False):
-                return b"".join(parts)
+                return
+
+    @property
+    def query(self) -> dict[str, str]:
+        """The parameters behind the path; of a repeated one the last."""
+        return dict(parse_qsl(self._scope.get("query_string", b"").decode("latin-1"), max_num_fields=64))
 
     async def while_connected(self, work: Awaitable[None]) -> bool:
         """Do the work; stop it, with CancelledError inside it, as soon as the client leaves.
@@ -180,6 +189,10 @@ class Exchange:
         """200 and the headers of a stream of server-sent events."""
         stream = [(b"cache-control", b"no-cache"), *headers, (b"x-accel-buffering", b"no")]
         await self._start(200, EVENT_STREAM, stream)
+
+    async def start_content(self, size: int, content_type: bytes) -> None:
+        """200 and the headers of so many bytes, which `write` sends."""
+        await self._start(200, content_type, [(b"content-length", str(size).encode())])
 
     async def event(self, *values: object) -> None:
         """Send events, all in one write."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -39,6 +40,7 @@ class House:
         self.config, self.engine, self.tokenizer, self.template = config, engine, tokenizer, template
         self.revision = revision
         self.draining = False
+        self.priority = 0  # of the requests made here; lower runs first
         self.tracer: Tracer | None = None
         self.permits = Permits(config.max_concurrent_requests)
         self.presence = Presence()
@@ -46,6 +48,13 @@ class House:
         self.grammars = Grammars.of(config.engine.model_path, engine.limits.vocab_size, engine.limits.eos_ids)
         self._workers = ThreadPoolExecutor(config.validation_workers, thread_name_prefix="text")
         self._renderers = ThreadPoolExecutor(config.validation_workers, thread_name_prefix="template")
+
+    def aside(self, priority: int, permits: int) -> House:
+        """The same house for requests of another priority, which take none of the permits of those that are waited
+        for."""
+        other = copy.copy(self)
+        other.priority, other.permits = priority, Permits(permits)
+        return other
 
     @property
     def limits(self) -> Limits:

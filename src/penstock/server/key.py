@@ -50,6 +50,11 @@ class Keys:
                 found = holder
         return found if scheme.lower() == b"bearer" else None
 
+    @property
+    def salts(self) -> list[bytes]:
+        """Of all holders."""
+        return [holder.salt for _, holder in self._known]
+
     def forget(self) -> None:
         """Remove the file if we made it."""
         if self._made:

@@ -31,6 +31,7 @@ from penstock.server.refusal import unhealthy
 
 if TYPE_CHECKING:
     from penstock.server.house import House
+    from penstock.server.openai.batches import Batches
     from penstock.server.tracing import Tracer
     from penstock.text.chat_template import ChatTemplate
     from penstock.text.tokenizer import Tokenizer
@@ -95,6 +96,7 @@ class Launch:
         self._signals = 0
         self._keys: Keys | None = None
         self._tracer: Tracer | None = None
+        self._batches: Batches | None = None
 
     async def run(self) -> int:
         """Start, serve, drain. Returns the exit code."""
@@ -160,6 +162,8 @@ class Launch:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            if self._batches is not None:
+                await self._batches.stop()
             await self._engine.stop()
             if house is not None:
                 house.close()
@@ -171,7 +175,9 @@ class Launch:
 
         house = House(self._config, self._engine, tokenizer, template, self._snapshot.revision)
         house.tracer = self._tracer
-        door.app = App(house)
+        app = door.app = App(house)
+        self._batches = app.batches
+        self._batches.resume([b""] if self._keys is None else self._keys.salts)
         config, listener = self._config, self._listener
         announce.stage(Stage("ready", "all of it", time.monotonic() - self._began))
         announce.derived(config, self._engine.limits)

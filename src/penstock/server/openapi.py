@@ -21,12 +21,13 @@ OPERATIONS = (*NATIVE, *OPENAI)  # the whole table
 
 _DESCRIPTIONS = {
     303: "Leads elsewhere",
-    400: "The body is not JSON",
+    400: "The body is not JSON, or a parameter is wrong",
     401: "The key is missing or wrong",
     403: "The host name is not one of this server's",
     404: "There is no such route or model",
     405: "The route has other methods",
     408: "The body did not arrive in time",
+    409: "What the path names is in use, or over",
     413: "The body is too large",
     415: "The body is not declared as JSON",
     422: "A field, or the prompt, breaks a rule",
@@ -114,14 +115,17 @@ def _operation(operation: Operation, schema_of: dict[int, Any]) -> dict[str, Any
     for status in operation.statuses:
         described["responses"][str(status)] = _error(status, openai)
     parameters = re.findall(r"{(\w+)}", operation.path)
-    if parameters:
+    if parameters or operation.query:
         text = {"type": "string", "minLength": 1}
-        described["parameters"] = [{"name": n, "in": "path", "required": True, "schema": text} for n in parameters]
+        described["parameters"] = [
+            *({"name": n, "in": "path", "required": True, "schema": text} for n in parameters),
+            *({"name": n, "in": "query", "required": False, "schema": {"type": "string"}} for n in operation.query),
+        ]
     if operation.bodies:
         content: dict[str, Any] = {"schema": _body(operation, [schema_of[id(kind)] for kind in operation.bodies])}
         if operation.example is not None:
             content["example"] = operation.example
-        described["requestBody"] = {"required": True, "content": {JSON: content}}
+        described["requestBody"] = {"required": True, "content": {operation.takes: content}}
     return described
 
 

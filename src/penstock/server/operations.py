@@ -13,8 +13,12 @@ TEXT = "text/plain; charset=utf-8"
 EVENTS = "text/event-stream"
 HTML = "text/html; charset=utf-8"
 
-GET_ERRORS = (401, 403, 404, 405, 503)
-POST_ERRORS = (400, 401, 403, 404, 405, 408, 413, 415, 422, 424, 429, 500, 503)
+BYTES = "application/octet-stream"
+FORM = "multipart/form-data"
+
+GET_ERRORS = (400, 401, 403, 404, 405, 503)
+DELETE_ERRORS = (401, 403, 404, 405, 409, 503)
+POST_ERRORS = (400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 424, 429, 500, 503)
 
 
 @dataclass(frozen=True)
@@ -23,10 +27,11 @@ class Operation:
 
     bodies, answer, event: types that msgspec can describe. A request fits one of the bodies; `many` is the key under
     which there is a list of them instead. event: of a stream of server-sent events, which comes instead of the answer
-    when it is asked for. example: a body that works with any model.
+    when it is asked for. example: a body that works with any model. takes: the type of the body. query: names of
+    parameters behind the path.
     """
 
-    method: Literal["get", "post"]
+    method: Literal["get", "post", "delete"]
     path: str
     summary: str
     tag: str
@@ -37,8 +42,10 @@ class Operation:
     event: Any = None
     example: Any = None
     redirects: bool = False
+    takes: str = JSON
+    query: tuple[str, ...] = ()
 
     @property
     def statuses(self) -> tuple[int, ...]:
         """The statuses of its errors."""
-        return POST_ERRORS if self.method == "post" else GET_ERRORS
+        return {"get": GET_ERRORS, "post": POST_ERRORS, "delete": DELETE_ERRORS}[self.method]

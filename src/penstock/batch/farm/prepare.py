@@ -100,6 +100,15 @@ def _create(
     return create(folder, rows, manifest)
 
 
+def reopen(folder: Path) -> Spool:
+    """A farm that is to go on, whether it was cancelled or not. Raises UsageError, naming what has changed."""
+    spool = Spool(folder)
+    check_unchanged(spool)
+    with contextlib.suppress(FileNotFoundError):
+        spool.stop.unlink()
+    return spool
+
+
 def check_unchanged(spool: Spool) -> None:
     """Raise UsageError when the file of prompts or a model is not what it was when the farm was made."""
     stamp = spool.manifest.source

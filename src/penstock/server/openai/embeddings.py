@@ -102,7 +102,12 @@ class Embeddings:
         if len(prompt.ids) > longest:
             raise invalid(f"`inputs` must have less than {longest} tokens. Given: {len(prompt.ids)}", "input")
         request = EngineRequest(
-            id=house.engine.next_id(), prompt_ids=prompt.ids, max_new_tokens=0, embed=True, salt=exchange.salt
+            id=house.engine.next_id(),
+            prompt_ids=prompt.ids,
+            max_new_tokens=0,
+            embed=True,
+            priority=house.priority,
+            salt=exchange.salt,
         )
         house.check(request)
         return request

@@ -6,12 +6,13 @@ from typing import Any
 
 from penstock.server.anthropic.wire import CountRequest, Message, MessagesRequest
 from penstock.server.openai.answers import ChatChunk, ChatCompletion, TextChunk, TextCompletion
+from penstock.server.openai.batch_wire import Batch, BatchList, BatchRequest, Deleted, FileList, FileObject, UploadForm
 from penstock.server.openai.embeddings import EmbeddingList, EmbeddingRequest
 from penstock.server.openai.models import Model
 from penstock.server.openai.responses_wire import ResponsesRequest
 from penstock.server.openai.tokens import Detokenize, TokenizerInfo
 from penstock.server.openai.wire import ChatRequest, CompletionRequest
-from penstock.server.operations import Operation
+from penstock.server.operations import BYTES, FORM, Operation
 
 _OBJECT = dict[str, Any]  # of kinds that msgspec cannot describe
 _TALK: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
@@ -35,6 +36,20 @@ OPENAI = (
         "post", "/v1/responses", "An answer in the form of OpenAI's Responses", "openai", _OBJECT,
         bodies=(ResponsesRequest,), event=_OBJECT, example={"input": "Hello", "max_output_tokens": 4},
     ),
+    Operation(
+        "get", "/v1/files", "The files of this key", "openai", FileList, query=("purpose", "limit", "after", "order")
+    ),
+    Operation("post", "/v1/files", "Store a file", "openai", FileObject, bodies=(UploadForm,), takes=FORM),
+    Operation("get", "/v1/files/{file_id}", "What is known of a file", "openai", FileObject),
+    Operation("delete", "/v1/files/{file_id}", "Delete a file", "openai", Deleted),
+    Operation("get", "/v1/files/{file_id}/content", "The bytes of a file", "openai", str, content_type=BYTES),
+    Operation("get", "/v1/batches", "The batches of this key", "openai", BatchList, query=("limit", "after")),
+    Operation(
+        "post", "/v1/batches", "Answer all requests of a file", "openai", Batch, bodies=(BatchRequest,),
+        example={"input_file_id": "file-0", "endpoint": "/v1/chat/completions", "completion_window": "24h"},
+    ),
+    Operation("get", "/v1/batches/{batch_id}", "How far a batch is", "openai", Batch),
+    Operation("post", "/v1/batches/{batch_id}/cancel", "Stop a batch; what is done stays", "openai", Batch),
     Operation(
         "post", "/v1/messages", "An answer in the form of Anthropic's Messages", "anthropic", Message,
         bodies=(MessagesRequest,), event=_OBJECT, example=_TALK,

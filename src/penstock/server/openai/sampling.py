@@ -62,6 +62,7 @@ class Order:
             min_new_tokens=min(self.min_new_tokens, wanted),
             stop_ids=self.stop_ids,
             grammar=self.grammar,
+            priority=house.priority,
             salt=self.salt,
         )
         house.check(request)
