@@ -16,7 +16,7 @@ from penstock import __version__
 from penstock.cluster import slurm
 from penstock.cluster.files import cannot_write, create_private, server_time
 from penstock.cluster.script import CARRIED, Resources, seconds_of
-from penstock.errors import PenstockError, UsageError
+from penstock.errors import EnvironmentFault, PenstockError, UsageError
 
 MAX_WORKERS = 1000  # elements of an array; most sites allow 1001
 WARNING = 120  # seconds before the time limit that workers are told
@@ -243,7 +243,11 @@ def shares(asked: str, workers: int) -> dict[str, int]:
 def check_can_submit() -> None:
     """Raise EnvironmentFault where there is no Slurm."""
     if not slurm.available("sbatch"):
-        raise slurm.missing("sbatch")
+        raise EnvironmentFault(
+            "There is no `sbatch` on this machine.",
+            "Workers on other nodes are jobs of Slurm, which login nodes can submit.",
+            "Log in to the cluster; or run the farm on this machine: penstock farm run",
+        )
 
 
 def partitions() -> dict[str, int]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
-from collections.abc import Callable, Iterable
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from penstock.batch.farm.manifest import (
 from penstock.batch.farm.spool import Spool, create
 from penstock.batch.parameters import Parameters
 from penstock.batch.record import make_record
-from penstock.batch.rows import Format, InputSummary, Row, RowFile, RowShape
+from penstock.batch.rows import Format, InputSummary, Row, RowFile, RowShape, key_number
 from penstock.errors import ModelError, UsageError
 from penstock.hub.fingerprint import fingerprint
 from penstock.hub.snapshot import Snapshot
@@ -60,6 +62,18 @@ def prepare(order: Order, folder: Path, source: Path | None, form: Format, shape
                 path=path, size=state.st_size, mtime_ns=state.st_mtime_ns, form=form, shape=shape.settings()
             )
         return _create(order, folder, rows, found, rows.name, stamp)
+
+
+def prepare_rows(order: Order, folder: Path, rows: Sequence[Row], name: str) -> Spool:
+    """The same for rows in memory, all with ids. Raises PenstockError."""
+    keys = array("Q", (key_number(row.identity()) for row in rows))
+    if not keys:
+        raise UsageError("There are no prompts.")
+    if len({str(row.name) for row in rows}) < len(rows):
+        raise UsageError("Two prompts have the same id.")
+    digest = hashlib.sha256(b"".join(bytes.fromhex(row.identity()) for row in rows)).hexdigest()
+    text = next((number for number, row in enumerate(rows, 1) if row.prompt_token_ids is None), None)
+    return _create(order, folder, rows, InputSummary(len(rows), digest, text, keys), name, None)
 
 
 def _create(

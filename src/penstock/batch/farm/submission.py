@@ -19,7 +19,7 @@ def shapes(
     spool: Spool, counts: Mapping[str, int], common: Resources, stage: bool | None, site: str | None
 ) -> list[Workers]:
     """The jobs of each partition: its profile over what is common to all. stage: None decides by the model's size."""
-    account = load_site(site).account if common.account is None else common.account
+    known = load_site(site)
     found = []
     for partition, count in counts.items():
         profile = spool.manifest.profile(partition)
@@ -27,20 +27,23 @@ def shapes(
         resources = replace(
             common,
             partition=partition,
-            account=profile.account or account,
+            account=profile.account or common.account or known.account or None,
             qos=profile.qos or common.qos,
             time=profile.time or common.time,
             gpus=None if gpus == "0" else gpus,
             cpus=profile.cpus or common.cpus,
             mem=profile.mem or common.mem,
             constraint=profile.constraint or common.constraint,
+            gpu_flag=known.gpu_flag,
         )
         if resources.time is not None:
             seconds_of(resources.time)
         model = Path(spool.manifest.model(partition).path)
         large = sum(file.stat().st_size for file in model.glob("*.safetensors")) >= STAGED_FROM
         staged = str(model) if (large if stage is None else stage) else None
-        found.append(Workers(folder=spool.folder, count=count, resources=resources, model=staged))
+        found.append(
+            Workers(folder=spool.folder, count=count, resources=resources, model=staged, modules=known.modules)
+        )
     return found
 
 

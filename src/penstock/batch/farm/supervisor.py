@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -71,7 +72,8 @@ class Supervisor:
     def run(self) -> int:
         """Returns the exit code: 0, or the first slot's that is not."""
         self._slots = [_Slot(self.first_rank + i, place) for i, place in enumerate(self.places)]
-        before = {number: signal.signal(number, self._pass_on) for number in SIGNALS}
+        main = threading.current_thread() is threading.main_thread()
+        before = {number: signal.signal(number, self._pass_on) for number in SIGNALS if main}
         try:
             while any(slot.code is None for slot in self._slots):
                 for slot in self._slots:
