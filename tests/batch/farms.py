@@ -66,7 +66,8 @@ def answer(row: Row) -> Result:
 
 
 def generator(seconds: float = 0.0) -> Generate:
-    """An engine that takes `seconds` for a step of BATCH rows. A prompt `die:N` ends the process with signal N."""
+    """An engine that takes `seconds` for a step of BATCH rows. A prompt `die:N` ends the process with signal N,
+    and `raise` raises."""
 
     def generate(rows: Iterable[Row]) -> Iterator[Progress]:
         source = iter(rows)
@@ -74,6 +75,8 @@ def generator(seconds: float = 0.0) -> Generate:
             for row in batch:
                 if str(row.prompt).startswith("die:"):
                     os.kill(os.getpid(), int(str(row.prompt)[4:]))
+                if row.prompt == "raise":
+                    raise RuntimeError("the engine gave up")
             time.sleep(seconds)
             yield Progress([answer(row) for row in batch], 3 * len(batch))
 

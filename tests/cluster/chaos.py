@@ -67,7 +67,7 @@ class Chaos:
         self.checked(
             "farm", "submit", "-i", prompts, "-m", "demo", "-o", self.farm, "--max-new-tokens", str(tokens),
             "--partitions", partitions, "--workers", str(workers), "--lease", "6", "--commit", "1", "--stats",
-            "--cpus", "1", *ENGINE,
+            "--cpus", "4", *ENGINE,
         )  # fmt: skip
 
     def happen(self, kind: str, lives: list[Life]) -> None:

@@ -108,6 +108,9 @@ def submit(source: str, output: str, partitions: str, workers: int, as_json: boo
         for shape in found:
             click.echo(script(shape))
         return
+    if spool.complete():
+        print(f"every row is answered: penstock farm merge {spool.folder}", file=sys.stderr)
+        return
     _say_jobs(submit_all(found, options["chain"]), as_json)
     print(f"see `penstock farm status {spool.folder} --watch`", file=sys.stderr)
 
@@ -128,8 +131,11 @@ def resume(folder: Path, workers: int | None, as_json: bool) -> int | None:
     spool = reopen(folder.resolve())
     if not submissions(spool.folder):
         return run_here(spool, workers, as_json)
-    started = resubmit(spool, workers)
-    if not started:
+    complete = spool.complete()
+    started = [] if complete else resubmit(spool, workers)
+    if complete:
+        print(f"every row is answered: penstock farm merge {spool.folder}", file=sys.stderr)
+    elif not started:
         print("all of its workers are there already", file=sys.stderr)
     _say_jobs(started, as_json)
     return None

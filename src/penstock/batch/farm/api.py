@@ -184,8 +184,10 @@ def farm(
 
     prompts: a file of prompts, or texts, token ids or rows. output: the farm's folder; where it holds the same farm,
     that one goes on. Without `partitions` it runs here, with one process a GPU or memory node (or `workers`), and
-    returns when it is complete. With them (`"cpu,gpu"`, `"cpu:2,gpu:6"`, `"all"`) it submits `workers` Slurm jobs and returns at
-    once; see `Farm.wait`. profiles: what a partition does differently, by its name, as `Profile`. Raises PenstockError.
+    returns when it is complete. With them (`"cpu,gpu"`, `"cpu:2,gpu:6"`, `"all"`) it submits `workers` Slurm jobs and
+    returns at once; see `Farm.wait`. profiles: what a partition does differently, by its name, as `Profile`.
+
+    Raises PenstockError.
     """
     common = Profile(
         dtype=dtype,

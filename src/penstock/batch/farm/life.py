@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +26,13 @@ from penstock.batch.farm.manifest import Manifest, ModelCopy, Profile
 from penstock.batch.farm.prepare import check_model
 from penstock.batch.farm.spool import Spool
 from penstock.batch.farm.worker import Generate, Worker
-from penstock.errors import PenstockError
+from penstock.errors import EnvironmentFault, PenstockError
 
 HUNG = 900.0  # seconds that one step may take before the life no longer gives signs
+FULL = 5  # exit code: the disk was full for too long, or the journal may not grow; a new life may find room
 LEFT = 6  # exit code: there was work left, and somebody else may go on with it
+CRASHED = 70  # exit code: the engine raised, and the journal says so
+_DETAIL = 500  # characters of an error that go into the journal
 _PR_SET_PDEATHSIG = 1
 
 
@@ -45,7 +49,8 @@ class Engine:
 def live(spool: Spool, life: str, place: Place, engine: Engine, running: RunningJobs, deadline: float | None) -> int:
     """Be the life `life`; returns the exit code of its process.
 
-    0: nothing is left to do for it. 6: it was asked to leave, or its time is over, with work left. Others: the error.
+    0: nothing is left to do for it. LEFT: it was asked to leave, or its time is over, with work left. CRASHED, FULL: a
+    new life may do better. Others: the error.
     """
     manifest = spool.manifest
     journal = JournalWriter(spool.journal(life), manifest.timing.patience)
@@ -56,12 +61,15 @@ def live(spool: Spool, life: str, place: Place, engine: Engine, running: Running
                 journal.append([Begin(at=journal.now(), life=life, profile=place.partition, place=place)])
                 reason, rows = _work(spool, life, place, engine, running, journal, heart, leaving)
                 code, detail = _exit_code(reason, rows, leaving.signal), ""
-            except PenstockError as error:
-                print(error, file=sys.stderr, flush=True)
-                reason, detail, code = "failed", str(error)[:500], error.exit_code
             except OSError as error:
                 print(f"{spool.folder}: {error}", file=sys.stderr, flush=True)
-                reason, detail, code = "full", f"{error.strerror}"[:500], 5
+                reason, detail, code = "full", str(error.strerror)[:_DETAIL], FULL
+            except PenstockError as error:
+                print(error, file=sys.stderr, flush=True)
+                reason, detail, code = "failed", str(error)[:_DETAIL], error.exit_code
+            except _EngineFailed as failure:
+                traceback.print_exception(failure.error)
+                reason, detail, code = "crashed", str(failure)[:_DETAIL], CRASHED
             with contextlib.suppress(OSError):
                 journal.append([End(at=journal.now(), reason=reason, detail=detail)], keep_on=lambda: False)
                 journal.sync()
@@ -100,7 +108,20 @@ def _work(
     journal.append([loaded], keep_on=lambda: not leaving)
     judge = Judge(place, spool.manifest.timing, journal.now, running)
     worker = Worker(spool, Claims(spool, journal, judge, life), journal, generate, leaving, heart.step)
-    return worker.run(), worker.rows
+    try:
+        return worker.run(), worker.rows
+    except (OSError, EnvironmentFault):
+        raise
+    except Exception as error:
+        raise _EngineFailed(error) from error
+
+
+class _EngineFailed(Exception):
+    """The engine raised: its rows are as suspect as if the process had crashed."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(f"{type(error).__name__}: {error}")
+        self.error = error
 
 
 def _exit_code(reason: str, rows: int, number: int | None) -> int:

@@ -124,6 +124,10 @@ class Spool:
     def stop(self) -> Path:
         return self.folder / "stop"
 
+    def complete(self) -> bool:
+        """Whether every shard is done."""
+        return all(self.done(shard.number).exists() for shard in self.shards)
+
     def cancelled(self) -> bool:
         """Whether the farm was cancelled."""
         return self.stop.exists()

@@ -20,14 +20,13 @@ from dataclasses import dataclass, field
 
 from penstock.batch.farm.journal import JournalReader, RowDone, bury
 from penstock.batch.farm.leaving import SIGNALS
-from penstock.batch.farm.life import LEFT
+from penstock.batch.farm.life import CRASHED, FULL, LEFT
 from penstock.batch.farm.place import job_id
 from penstock.batch.farm.spool import Spool
 
 FRUITLESS = 5.0  # crashes in a row, each of a life that answered nothing, and the place is given up
 _KILLED = 0.1  # what a life weighs in that sum that was killed from outside
 _FINAL = (0, 1, 2, 3, 4, LEFT, 130)  # exit codes after which a new life would change nothing
-_FULL = 5  # the disk was full for too long, or a file may not grow: a new life may find room
 _FROM_OUTSIDE = (signal.SIGKILL, *SIGNALS, signal.SIGHUP)
 _POLL = 0.1
 _BACKOFF = 1.0  # seconds before the next life, times the sum
@@ -124,7 +123,7 @@ class Supervisor:
 
     def _bury(self, slot: _Slot, code: int) -> bool:
         """Say in the journal how a life died that did not say so itself; returns whether it was its own fault."""
-        if code in (*_FINAL, _FULL):
+        if code in (*_FINAL, FULL, CRASHED):
             return code != 0
         number = -code if code < 0 else max(0, code - 128)
         cause = signal.Signals(number).name if number in set(signal.Signals) else f"exit code {code}"
