@@ -36,11 +36,13 @@ _RESULT = msgspec.json.Decoder(Result)
 
 
 class Farm:
-    """A farm on disk, whoever works on it and wherever this object was made: `Farm(folder)` opens any."""
+    """A farm on disk, whoever works on it and wherever it was made.
+
+    folder: of any farm. progress: show a bar while it is waited for; None shows it on a terminal and in a notebook.
+    Raises UsageError when the folder holds no farm.
+    """
 
     def __init__(self, folder: str | os.PathLike[str], *, progress: bool | None = None) -> None:
-        """Raises UsageError when the folder holds no farm. progress: a bar while it is waited for; None: where it can
-        be seen."""
         self._spool = Spool(Path(folder).expanduser().resolve())
         self._ledger = Ledger(self._spool)
         self._progress = progress
