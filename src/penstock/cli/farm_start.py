@@ -190,7 +190,7 @@ def run_here(spool: Spool, workers: int | None, as_json: bool) -> int:
 
         def look() -> None:
             rows, tokens = ledger.rows, ledger.tokens
-            ledger.update()
+            ledger.glance()
             progress.advance(ledger.rows - rows, ledger.tokens - tokens)
 
         code = run_locally(spool, places, look)

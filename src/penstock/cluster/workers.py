@@ -21,6 +21,7 @@ from penstock.errors import EnvironmentFault, PenstockError, UsageError
 MAX_WORKERS = 1000  # elements of an array; most sites allow 1001
 WARNING = 120  # seconds before the time limit that workers are told
 WORK_LEFT = 6  # exit code of a worker that could be started again
+MAX_RESTARTS = 100  # of a job by itself
 
 
 @dataclass(frozen=True)
@@ -93,11 +94,13 @@ def script(workers: Workers) -> str:
             "",
         ]
     lines += [
-        "# The signal before the time limit reaches the step only. A worker that had to go, with work left and some",
-        f"# done, ends with {WORK_LEFT}: then this job comes back, if the site lets nodes say so.",
+        "# The signal before the time limit reaches the step only. A worker that had to go, with work left,",
+        f"# ends with {WORK_LEFT}: then this job comes back, if the site lets nodes say so.",
         f'srun --ntasks=1 {" ".join(worker)} "$@"',
         "code=$?",
-        f'[ $code = {WORK_LEFT} ] && scontrol requeue "$SLURM_JOB_ID"',
+        f'if [ $code = {WORK_LEFT} ] && [ "${{SLURM_RESTART_COUNT:-0}}" -lt {MAX_RESTARTS} ]; then',
+        '  scontrol requeue "$SLURM_JOB_ID"',
+        "fi",
         "exit $code",
     ]
     return "\n".join(lines) + "\n"

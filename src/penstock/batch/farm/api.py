@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Unpack
 
@@ -31,7 +31,7 @@ from penstock.cluster.workers import check_can_submit, queue, shares, submission
 from penstock.errors import PartialResults
 from penstock.hub.snapshot import resolve
 
-_LOOK_SECONDS = 1.0
+_LOOK_SECONDS = 0.5
 _RESULT = msgspec.json.Decoder(Result)
 
 
@@ -129,29 +129,24 @@ class Farm:
 
 
 class _Bar:
-    """A progress bar over a ledger; what it gives is to be called often, and looks once a second."""
+    """A progress bar over a ledger; what it gives is to be called often."""
 
     def __init__(self, ledger: Ledger, total: int, shown: bool | None) -> None:
         seen = sys.stderr.isatty() or "ipykernel" in sys.modules
-        self._ledger, self._last = ledger, 0.0
+        self._ledger, self._rows, self._tokens = ledger, 0, 0
         self._context = bar(total, "farm", seen if shown is None else shown)
 
-    def __enter__(self) -> _Bar:
+    def __enter__(self) -> Callable[[], None]:
         self._advance = self._context.__enter__()
-        self._rows = self._tokens = 0
-        return self
+        return self._look
 
     def __exit__(self, *exception: object) -> None:
-        self._last = 0.0
-        self()
+        self._ledger.update()
+        self._look()
         self._context.__exit__(None, None, None)
 
-    def __call__(self) -> None:
-        """Look, if the last look is a while ago."""
-        if time.monotonic() - self._last < _LOOK_SECONDS:
-            return
-        self._last = time.monotonic()
-        self._ledger.update()
+    def _look(self) -> None:
+        self._ledger.glance()
         self._advance(self._ledger.rows - self._rows, self._ledger.tokens - self._tokens)
         self._rows, self._tokens = self._ledger.rows, self._ledger.tokens
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -79,6 +80,7 @@ class Ledger:
         self.latency: Counter[int] = Counter()  # bin: rows; see `latency_bin`
         self._answered = [bytearray(shard.rows) for shard in spool.shards]
         self._readers: dict[str, JournalReader] = {}
+        self._looked, self._took = -math.inf, 0.0
         self._claims = [0] * len(spool.shards)  # claims of each shard that were seen
 
     def update(self) -> None:
@@ -101,10 +103,13 @@ class Ledger:
             if life in self.lives:
                 self.lives[life].seen = max(self.lives[life].seen, _modified(reader))
 
-    @property
-    def done(self) -> int:
-        """Rows that are answered."""
-        return self.rows
+    def glance(self) -> None:
+        """Update, unless that was less than a second ago, or took more than a twentieth of the time since."""
+        since = time.monotonic()
+        if since - self._looked >= max(1.0, 20 * self._took):
+            self.update()
+            self._looked = time.monotonic()
+            self._took = self._looked - since
 
     @property
     def damaged(self) -> int:

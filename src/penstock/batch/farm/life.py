@@ -94,7 +94,7 @@ def _work(
     def leave() -> None:
         """A model that is being loaded cannot be waited for, and holds nothing."""
         journal.append([End(at=journal.now(), reason="asked")], keep_on=lambda: False)
-        os._exit(130)
+        os._exit(_exit_code("asked", 0, leaving.signal))
 
     leaving.hurry = leave
     begun = time.monotonic()
@@ -125,10 +125,10 @@ class _EngineFailed(Exception):
 
 
 def _exit_code(reason: str, rows: int, number: int | None) -> int:
-    """A worker that was told to go by TERM is not started again by its own job; one that did nothing is not either."""
-    if reason == "asked" and number != signal.SIGUSR1:
-        return 130
-    if reason in ("asked", "time"):
+    """A worker that was told to go by TERM is not started again by its own job, nor is one whose job is too short."""
+    if reason == "asked":
+        return LEFT if number == signal.SIGUSR1 else 130
+    if reason == "time":
         return LEFT if rows else 1
     return 0
 

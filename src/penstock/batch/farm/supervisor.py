@@ -52,6 +52,7 @@ class _Slot:
     life: str = ""
     out_of_memory: int = 0  # kills for memory in our cgroup before this life
     process: subprocess.Popen[bytes] | None = None
+    told: int | None = None  # the signal that its process got from us
     code: int | None = None  # of the place, when it is over
 
 
@@ -72,7 +73,7 @@ class Supervisor:
         """Returns the exit code: 0, or the first slot's that is not."""
         self._slots = [_Slot(self.first_rank + i, place) for i, place in enumerate(self.places)]
         main = threading.current_thread() is threading.main_thread()
-        before = {number: signal.signal(number, self._pass_on) for number in SIGNALS if main}
+        before = {number: signal.signal(number, self._note) for number in SIGNALS if main}
         try:
             while any(slot.code is None for slot in self._slots):
                 for slot in self._slots:
@@ -90,10 +91,13 @@ class Supervisor:
             return
         if slot.process is None:
             if self._asked is not None:
-                slot.code = LEFT if self._asked == signal.SIGUSR1 and slot.lives > 1 else 130
+                slot.code = LEFT if self._asked == signal.SIGUSR1 else 130
             elif time.monotonic() >= slot.not_before:
                 self._start(slot)
             return
+        if slot.told != self._asked and self._asked is not None:
+            slot.told = self._asked
+            slot.process.send_signal(self._asked)
         code = slot.process.poll()
         if code is None:
             return
@@ -109,7 +113,7 @@ class Supervisor:
         slot.not_before = time.monotonic() + _BACKOFF * slot.fruitless
 
     def _start(self, slot: _Slot) -> None:
-        slot.lives += 1
+        slot.lives, slot.told = slot.lives + 1, None
         slot.out_of_memory = _kills_for_memory()
         job = job_id() or f"{socket.gethostname()}-{os.getpid()}"
         restart = os.environ.get("SLURM_RESTART_COUNT", "0")
@@ -136,12 +140,8 @@ class Supervisor:
             bury(self.spool.journal(slot.life), reason, cause)
         return crashed
 
-    def _pass_on(self, number: int, frame: object) -> None:
+    def _note(self, number: int, frame: object) -> None:
         self._asked = number
-        for slot in self._slots:
-            if slot.process is not None:
-                with contextlib.suppress(OSError):
-                    slot.process.send_signal(number)
 
     def _end_all(self) -> None:
         for slot in self._slots:
