@@ -59,7 +59,7 @@ def test_four_nodes_do_nearly_four_times_the_work_of_one(tmp_path: Path) -> None
     """Real processes whose engine sleeps; counted while all of them have work."""
     rates = {}
     for count in (1, 4):
-        spool = make_farm(tmp_path / str(count), 192 * count, shard_rows=16, timing=Timing(commit=0.5))
+        spool = make_farm(tmp_path / str(count), 128 * count, shard_rows=16, timing=Timing(commit=0.5))
         lives = [start_life(spool, f"life{i}", 0.08) for i in range(count)]
         for life in lives:
             assert life.wait(60) == 0

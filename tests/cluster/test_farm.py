@@ -66,11 +66,13 @@ def test_cancelled_resumed_and_joined(chaos: Chaos) -> None:
     shown = chaos.checked("farm", "submit", *args, *plan, "--dry-run").decode()
     assert "#SBATCH --array=0-1" in shown
     assert "--export=NONE" in shown
-    (job,) = json.loads(chaos.checked("farm", "submit", *args, *plan, "--json"))
+    (job,) = json.loads(chaos.checked("farm", "submit", *args, *plan, "--stage", "--json"))
     assert (job["partition"], job["workers"]) == ("main", 2)
     found = wait_for(chaos, 50)
     assert found["jobs_running"] >= 1
     assert not found["complete"]
+    lost = json.loads(chaos.checked("farm", "report", chaos.farm, "--json"))["lost"]
+    assert lost["staging"] > 0  # each node copied the model to its RAM disk first
     chaos.checked("farm", "cancel", chaos.farm)
     until = time.monotonic() + 20
     while chaos.has_jobs():

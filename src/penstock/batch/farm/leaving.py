@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ _MARGIN = 5.0  # seconds that committing and leaving may take
 class Leaving:
     """Signals, deadline and cancellation as one question, asked between two steps of the engine.
 
-    The first signal only asks; a different one after it ends the process at once (Slurm sends the same one twice).
+    A signal only asks, and so do those after it: whoever cannot wait sends KILL, which costs nothing that is done.
     """
 
     def __init__(self, cancelled: Callable[[], bool], deadline: float | None = None, grace: float = 0.0) -> None:
@@ -68,5 +67,3 @@ class Leaving:
             self.signal = number
             if self.hurry is not None:
                 self.hurry()
-        elif number != self.signal:
-            os._exit(128 + number)

@@ -105,7 +105,7 @@ class Supervisor:
         crashed = self._bury(slot, code)
         rows = sum(isinstance(event, RowDone) for _, _, event in JournalReader(self.spool.journal(slot.life)).read())
         slot.fruitless = 0.0 if rows else slot.fruitless + (1.0 if crashed else _KILLED)
-        if code in _FINAL or code > 128:
+        if code in _FINAL:
             slot.code = code
         elif slot.fruitless >= FRUITLESS:
             print("life after life ended without an answer: giving up", file=sys.stderr, flush=True)
@@ -129,7 +129,7 @@ class Supervisor:
         """Say in the journal how a life died that did not say so itself; returns whether it was its own fault."""
         if code in (*_FINAL, FULL, CRASHED):
             return code != 0
-        number = -code if code < 0 else max(0, code - 128)
+        number = max(0, -code)
         cause = signal.Signals(number).name if number in set(signal.Signals) else f"exit code {code}"
         if number == signal.SIGKILL and _kills_for_memory() > slot.out_of_memory:
             cause = "out of memory"
@@ -141,6 +141,10 @@ class Supervisor:
         return crashed
 
     def _note(self, number: int, frame: object) -> None:
+        if number == signal.SIGINT and self._asked == number:  # Ctrl-C again: somebody cannot wait
+            for slot in self._slots:
+                if slot.process is not None:
+                    slot.process.kill()
         self._asked = number
 
     def _end_all(self) -> None:
