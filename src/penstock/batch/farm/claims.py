@@ -15,7 +15,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from penstock.batch.farm.journal import Claim, JournalReader, JournalWriter
+from penstock.batch.farm.journal import Claim, JournalReader, JournalWriter, make_durable
 from penstock.batch.farm.lease import Judge
 from penstock.batch.farm.manifest import Shard
 from penstock.batch.farm.past import Past, past_of
@@ -123,8 +123,10 @@ class Claims:
     def _begin(self, shard: int, number: int) -> Claimed:
         self._mine.add(shard)
         self._journal.append([Claim(at=self._journal.now(), shard=shard, number=number)])
-        lives = [JournalReader(self._spool.claim(shard, earlier)) for earlier in range(number)]
-        past = past_of(shard, ([event for _, _, event in life.read()] for life in lives))
+        before = [self._spool.claim(shard, earlier) for earlier in range(number)]
+        for journal in before:
+            make_durable(journal)  # we build on what is in it, and its writer may have died before it was on disk
+        past = past_of(shard, ([event for _, _, event in JournalReader(journal).read()] for journal in before))
         return Claimed(self._spool.shards[shard], number, past)
 
 

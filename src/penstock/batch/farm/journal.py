@@ -204,6 +204,15 @@ def bury(path: Path, reason: str, detail: str) -> None:
         os.close(fd)
 
 
+def make_durable(path: Path) -> None:
+    """Have another's journal on disk as far as it can be seen now. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def first_event(fd: int) -> Begin | None:
     """The first line of an open journal."""
     line, newline, _ = os.pread(fd, TAIL, 0).partition(b"\n")
