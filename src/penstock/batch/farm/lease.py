@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -30,6 +31,34 @@ class _Seen:
     since: float
 
 
+@dataclass(frozen=True)
+class _Answer:
+    """What Slurm said. names: of running jobs, empty where it does not know."""
+
+    names: Collection[str]
+    at: float
+
+
+class _Queue:
+    """Asks Slurm from a thread of its own, for a busy controller may take a minute and the engine must not wait."""
+
+    def __init__(self, ask: RunningJobs) -> None:
+        self._ask = ask
+        self._answer: _Answer | None = None
+        self._thread: threading.Thread | None = None
+
+    def running(self) -> _Answer | None:
+        """The latest answer, unless it is old; then another is on its way."""
+        fresh = self._answer is not None and time.monotonic() - self._answer.at < _ASK_SECONDS
+        if not fresh and (self._thread is None or not self._thread.is_alive()):
+            self._thread = threading.Thread(target=self._run, daemon=True)
+            self._thread.start()
+        return self._answer if fresh else None
+
+    def _run(self) -> None:
+        self._answer = _Answer(self._ask() or (), time.monotonic())
+
+
 class Judge:
     """Watches the journals of others.
 
@@ -45,11 +74,10 @@ class Judge:
         self, own: Place, timing: Timing, now: Callable[[], float], running: RunningJobs = nobody_knows
     ) -> None:
         """own: the place of the asking life; now: the file server's clock."""
-        self._own, self._timing, self._now, self._running = own, timing, now, running
+        self._own, self._timing, self._now = own, timing, now
+        self._queue = _Queue(running)
         self._seen: dict[str, _Seen] = {}
         self._restarts: dict[tuple[str, int], int] = {}
-        self._asked = -_ASK_SECONDS
-        self._jobs: Collection[str] | None = None
 
     def is_over(self, claim: Path) -> bool:
         """Whether the claim's holder will not go on with it. A claim that cannot be read is held."""
@@ -88,6 +116,5 @@ class Judge:
         """Whether Slurm runs this very life: its job, and not a later start of it."""
         if place.job is None or place.restart < self._restarts.get((place.job, place.rank), 0):
             return False
-        if time.monotonic() - self._asked >= _ASK_SECONDS:
-            self._jobs, self._asked = self._running(), time.monotonic()
-        return self._jobs is not None and place.job in self._jobs
+        jobs = self._queue.running()
+        return jobs is None or place.job in jobs.names
