@@ -106,10 +106,10 @@ def _load(manifest: Manifest, model: ModelCopy, profile: Profile) -> Generate:
 
 
 def _end_of_job() -> float | None:
-    """When Slurm will end this job, in seconds since 1970, if it says so."""
-    told = os.environ.get("SLURM_JOB_END_TIME", "")
-    if told.isdecimal():
-        return float(told)
+    """When Slurm will end this job, in seconds since 1970 by this node's clock, which need not be Slurm's."""
+    begun, end = (os.environ.get(f"SLURM_JOB_{name}_TIME", "") for name in ("START", "END"))
+    if begun.isdecimal() and end.isdecimal():
+        return time.time() + int(end) - int(begun)  # the job has just begun
     from penstock.batch.farm.place import job_id
     from penstock.cluster import slurm
 
