@@ -74,7 +74,8 @@ class Chaos:
         """Let one event happen, if there is something for it to happen to."""
         life = self.rng.choice(lives) if lives else None
         if kind == "lose node":
-            self._lose_node()
+            if not self._lose_node():
+                return
         elif life is None:
             return
         elif kind == "preempt":
@@ -119,13 +120,15 @@ class Chaos:
             subprocess.Popen(line, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         )
 
-    def _lose_node(self) -> None:
+    def _lose_node(self) -> bool:
         """A node's daemon is gone: what ran there goes on unseen, and Slurm starts it again elsewhere."""
         node = self.rng.choice(self.cluster.nodes)
         pid = self.cluster.daemon(f"slurmd.{node}")
-        if pid is not None:
+        if pid is not None and not self.lost_nodes:
             os.kill(pid, signal.SIGKILL)
             self.lost_nodes.append((time.monotonic() + 35, node))
+            return True
+        return False
 
     def mend(self) -> None:
         """Nodes that were away for long enough come back."""
