@@ -40,7 +40,6 @@ class Life:
     end: End | None = None
     rows: int = 0
     tokens: int = 0
-    first_row: float = 0.0
     last_row: float = 0.0
     open: set[int] = field(default_factory=set)  # shards that are claimed and not done
     claims: list[tuple[float, int]] = field(default_factory=list)
@@ -111,11 +110,6 @@ class Ledger:
             self._looked = time.monotonic()
             self._took = self._looked - since
 
-    @property
-    def damaged(self) -> int:
-        """Lines of journals that are no event."""
-        return sum(reader.damaged for reader in self._readers.values())
-
     def _know(self, life: str) -> None:
         if life not in self._readers:
             self._readers[life] = JournalReader(self.spool.journal(life))
@@ -157,7 +151,6 @@ class Ledger:
     def _take_row(self, life: Life, event: RowDone) -> None:
         life.rows += 1
         life.tokens += event.tokens
-        life.first_row = life.first_row or event.at
         life.last_row = event.at
         life.rows_at[int(event.at)] += 1
         life.tokens_at[int(event.at)] += event.tokens

@@ -7,7 +7,7 @@ import os
 import secrets
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import msgspec
 
@@ -178,9 +178,3 @@ def _failures(ledger: Ledger, lives: list[Life], now: float, lease: float) -> li
     sentences = [f"{count} x {text}" for text, count in found.most_common(_ERRORS)]
     errors = Counter(ledger.failed.values())
     return sentences + [f"{count} x row: {text}" for text, count in errors.most_common(_ERRORS)]
-
-
-def live_elsewhere(ledger: Ledger, jobs: Collection[str] = ()) -> int:
-    """Workers that give signs now."""
-    now, lease = server_now(ledger.spool), ledger.spool.manifest.timing.lease
-    return sum(life.alive(now, lease) for life in ledger.lives.values())
