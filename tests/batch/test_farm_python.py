@@ -69,3 +69,15 @@ def test_figures_of_a_farm(tmp_path: Path) -> None:
     assert found.total.tokens_per_second == pytest.approx(240 / 0.5, rel=0.4)
     assert found.node_hours_per_million == pytest.approx(found.total.node_hours / 240e-6)
     assert 0.04 < (quantile(ledger, 0.1) or 0) < 0.4
+
+
+def test_the_plots_as_a_picture(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="pictures need the extra `plot`")
+    from penstock.batch.farm.picture import draw
+
+    spool = make_farm(tmp_path, 80)
+    live_here(spool, seconds=0.02)
+    ledger = Ledger(spool)
+    ledger.update()
+    draw(ledger, stats_of(ledger, {}), tmp_path / "farm.png")
+    assert (tmp_path / "farm.png").read_bytes().startswith(b"\x89PNG")
