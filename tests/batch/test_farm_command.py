@@ -127,7 +127,7 @@ def test_resume_refuses_what_changed(tiny_llama: Path, tmp_path: Path) -> None:
 
 
 def test_interrupted_cancelled_resumed(tiny_llama: Path, tmp_path: Path) -> None:
-    prompts = write_prompts(tmp_path / "p.txt", 600)
+    prompts = write_prompts(tmp_path / "p.txt", 2000)
     args = ("--max-new-tokens", "24", "--ignore-eos", *FAST, *QUICK)
     line = ("farm", "run", "-i", prompts, "-m", tiny_llama, "-o", tmp_path / "farm", *args)
     process = subprocess.Popen(command(*line), env=environment(tmp_path), stderr=subprocess.PIPE)
@@ -147,9 +147,9 @@ def test_interrupted_cancelled_resumed(tiny_llama: Path, tmp_path: Path) -> None
     check_error(penstock(*line, home=tmp_path), 2, "was cancelled", "resume")
     status = json.loads(farm(tmp_path, "status", "--json").stdout)
     assert status["cancelled"]
-    assert 60 <= status["done"] < 600
+    assert 60 <= status["done"] < 2000
     assert farm(tmp_path, "resume").returncode == 0
-    assert [row["id"] for row in read(tmp_path / "farm" / "output.jsonl")] == list(range(1, 601))
+    assert [row["id"] for row in read(tmp_path / "farm" / "output.jsonl")] == list(range(1, 2001))
     assert json.loads(farm(tmp_path, "merge", "--check", "--json").stdout)["repeated"] == 0
 
 
