@@ -20,8 +20,6 @@ from pathlib import Path
 
 import msgspec
 
-from penstock.errors import EnvironmentFault
-
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 _RETRY = 0.5  # seconds between two tries to write on a full disk
 TAIL = 16384  # bytes at the end of a journal in which its last line is looked for
@@ -116,11 +114,11 @@ class JournalWriter:
     """The journal of this process's own life. `append` and `commit` are for one thread, `beat` for any."""
 
     def __init__(self, path: Path, patience: float) -> None:
-        """Make the file; one that is there belongs to another life. patience: seconds to wait for a full disk."""
-        try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise EnvironmentFault(f"The journal {path} cannot be made: {error.strerror}.") from None
+        """Make the file; one that is there belongs to another life. patience: seconds to wait for a full disk.
+
+        Raises OSError.
+        """
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self.path, self._patience = path, patience
         self.inode = os.fstat(self._fd).st_ino
         self._ahead = 0.0  # the file server's clock less ours, which is monotonic

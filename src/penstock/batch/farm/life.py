@@ -29,7 +29,7 @@ from penstock.batch.farm.worker import Generate, Worker
 from penstock.errors import EnvironmentFault, PenstockError
 
 HUNG = 900.0  # seconds that one step may take before the life no longer gives signs
-FULL = 5  # exit code: the disk was full for too long, or the journal may not grow; a new life may find room
+FULL = 75  # exit code: the disk was full for too long, or the journal may not grow; a new life may find room
 LEFT = 6  # exit code: there was work left, and somebody else may go on with it
 CRASHED = 70  # exit code: the engine raised, and the journal says so
 _DETAIL = 500  # characters of an error that go into the journal
@@ -53,7 +53,11 @@ def live(spool: Spool, life: str, place: Place, engine: Engine, running: Running
     new life may do better. Others: the error.
     """
     manifest = spool.manifest
-    journal = JournalWriter(spool.journal(life), manifest.timing.patience)
+    try:
+        journal = JournalWriter(spool.journal(life), manifest.timing.patience)
+    except OSError as error:
+        print(f"{spool.journal(life)}: {error.strerror}", file=sys.stderr, flush=True)
+        return FULL
     leaving = Leaving(spool.cancelled, deadline, manifest.timing.grace)
     try:
         with leaving, _Heart(journal, manifest.timing.beat) as heart:

@@ -26,7 +26,7 @@ from penstock.batch.farm.spool import Spool
 
 FRUITLESS = 5.0  # crashes in a row, each of a life that answered nothing, and the place is given up
 _KILLED = 0.1  # what a life weighs in that sum that was killed from outside
-_FINAL = (0, 1, 2, 3, 4, LEFT, 130)  # exit codes after which a new life would change nothing
+_FINAL = (0, 1, 2, 3, 4, 5, LEFT, 130)  # exit codes after which a new life would change nothing
 _FROM_OUTSIDE = (signal.SIGKILL, *SIGNALS, signal.SIGHUP)
 _POLL = 0.1
 _BACKOFF = 1.0  # seconds before the next life, times the sum
@@ -109,7 +109,7 @@ class Supervisor:
             slot.code = code
         elif slot.fruitless >= FRUITLESS:
             print("life after life ended without an answer: giving up", file=sys.stderr, flush=True)
-            slot.code = code if code > 0 else 1
+            slot.code = 5 if code == FULL else 1 if code < 0 or code == CRASHED else code
         slot.not_before = time.monotonic() + _BACKOFF * slot.fruitless
 
     def _start(self, slot: _Slot) -> None:
