@@ -93,10 +93,12 @@ def submit(source: str, output: str, partitions: str, workers: int, as_json: boo
     already it adds workers. See how it goes with `penstock farm status FARM`.
     """
     from penstock.batch.farm.submission import shapes, submit_all
-    from penstock.cluster.script import Resources, sbatch_flags
+    from penstock.cluster.script import Resources, sbatch_flags, seconds_of
     from penstock.cluster.workers import check_can_submit, script, shares
 
     check_can_submit()
+    if options["time"] is not None:
+        seconds_of(options["time"])
     counts = shares(partitions, workers)
     common = Resources(
         **{name: options[name] for name in ("account", "time", "gpus", "cpus", "mem", "qos", "constraint")},
