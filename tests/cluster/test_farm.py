@@ -74,7 +74,7 @@ def test_cancelled_resumed_and_joined(chaos: Chaos) -> None:
     lost = json.loads(chaos.checked("farm", "report", chaos.farm, "--json"))["lost"]
     assert lost["staging"] > 0  # each node copied the model to its RAM disk first
     chaos.checked("farm", "cancel", chaos.farm)
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while chaos.has_jobs():
         assert time.monotonic() < until
         time.sleep(0.2)
