@@ -1,6 +1,7 @@
 """Penstock turns a model name into text on any machine a researcher can get.
 
-From Python: `LLM` is a model; `farm` spreads prompts over many workers; `Result` is what it says; `PenstockError` is what goes wrong.
+From Python: `LLM` is a model; `Result` is what it says; `farm` spreads prompts over many workers and `Farm` is what it
+makes; `PenstockError` is what goes wrong.
 """
 
 from importlib import import_module
