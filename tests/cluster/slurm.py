@@ -107,14 +107,23 @@ class Cluster:
         while (jobs := self.run("squeue", "--noheader", "--format=%i").split()) and time.monotonic() < end:
             self.run("scancel", *jobs)
             time.sleep(0.3)
-        pids = [self._pid(name) for name in (*(f"slurmd.{node}" for node in self.nodes), "slurmctld", "munged")]
+        pids = [self.daemon(name) for name in (*(f"slurmd.{node}" for node in self.nodes), "slurmctld", "munged")]
         for pid in filter(None, pids):
             os.kill(pid, signal.SIGTERM)
         for pid in filter(None, pids):
             _gone(pid)
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    def _pid(self, name: str) -> int | None:
+    def start_node(self, node: str) -> None:
+        """Start the daemon of a node."""
+        slurmd = ["slurmd", "-N", node, "-f", str(self.directory / "slurm.conf")]
+        if self.namespaces:
+            inner = f"mount --make-rprivate /; mount -t tmpfs -o size={SHM},mode=1777 none /dev/shm; hostname {node}"
+            slurmd = ["unshare", "--mount", "--uts", "sh", "-c", f'{inner}; exec "$@"', "sh", *slurmd]
+        _daemon(self, *slurmd)
+
+    def daemon(self, name: str) -> int | None:
+        """The process of a daemon (slurmctld, munged, slurmd.NODE), if it runs."""
         try:
             pid = int((self.directory / f"{name}.pid").read_text())
             return pid if Path(f"/proc/{pid}/comm").read_text().strip() == name.partition(".")[0] else None
@@ -162,11 +171,7 @@ def _start_daemons(cluster: Cluster) -> None:
     _daemon(cluster, "slurmctld", "-f", str(directory / "slurm.conf"))
     for node in cluster.nodes:
         (directory / f"spool.{node}").mkdir()
-        slurmd = ["slurmd", "-N", node, "-f", str(directory / "slurm.conf")]
-        if cluster.namespaces:
-            inner = f"mount --make-rprivate /; mount -t tmpfs -o size={SHM},mode=1777 none /dev/shm; hostname {node}"
-            slurmd = ["unshare", "--mount", "--uts", "sh", "-c", f'{inner}; exec "$@"', "sh", *slurmd]
-        _daemon(cluster, *slurmd)
+        cluster.start_node(node)
     end = time.monotonic() + 30
     while cluster.run("sinfo", "--noheader", "--partition=main", "--format=%T", timeout=15) != "idle":
         assert time.monotonic() < end, cluster.run("sinfo", "-N", "-l")

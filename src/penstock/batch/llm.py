@@ -191,8 +191,8 @@ class LLM:
         A result's `id` is its row's, else the prompt's place in the input, from 0. Leaving the loop early ends what
         still runs.
         """
-        rows = (_numbered(number, _row(prompt)) for number, prompt in enumerate(prompts))
-        return self._run(rows, _parameters(parameters))
+        rows = (numbered_row(number, prompt) for number, prompt in enumerate(prompts))
+        return self._run(rows, parameters_of(parameters))
 
     @overload
     def embed(  # type: ignore[overload-overlap]
@@ -228,13 +228,13 @@ class LLM:
         self._prompter.close()
 
     def _single(self, row: Row, parameters: Asked) -> Result:
-        result = next(self._run(iter([_numbered(0, row)]), _parameters(parameters)))
+        result = next(self._run(iter([_numbered(0, row)]), parameters_of(parameters)))
         if result.error is not None:
             raise InvalidRequest(result.error)
         return result
 
     def _many(self, rows: list[Row], progress: bool | None, parameters: Asked) -> list[Result]:
-        run = _parameters(parameters)
+        run = parameters_of(parameters)
         given = [row.id for row in rows]
         numbered = [msgspec.structs.replace(row, id=number) for number, row in enumerate(rows)]
         found: dict[int, Result] = {}
@@ -329,6 +329,11 @@ def _row(prompt: Prompt) -> Row:
         raise InvalidRequest(f"a prompt is a text, token ids, or a row: {error}") from None
 
 
+def numbered_row(number: int, prompt: Prompt) -> Row:
+    """A prompt as a row whose id, unless it has one, is its place. Raises InvalidRequest."""
+    return _numbered(number, _row(prompt))
+
+
 def _numbered(number: int, row: Row) -> Row:
     return row if row.id is not None else msgspec.structs.replace(row, id=number)
 
@@ -337,7 +342,8 @@ def _conversation(messages: Sequence[Message]) -> Row:
     return Row(messages=[dict(message) for message in messages])
 
 
-def _parameters(asked: Asked) -> Parameters:
+def parameters_of(asked: Asked) -> Parameters:
+    """Raises InvalidRequest."""
     try:
         return msgspec.convert(asked, Parameters)
     except msgspec.ValidationError as error:

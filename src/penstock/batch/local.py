@@ -115,15 +115,17 @@ class _Task:
 
 
 def generate_rows(
-    engine: Engine, prompter: Prompter, rows: Iterable[Row], run: Parameters
+    engine: Engine, prompter: Prompter, rows: Iterable[Row], run: Parameters, window: int = WINDOW
 ) -> Generator[Progress, None, None]:
     """Generate for all rows; yields after every step, results in the order of completion.
+
+    window: texts that are read ahead and put in order together.
 
     A row that the engine refuses, or that fails in it, comes back as a result with `error`; the others go on. Stop
     strings stay in the text, as TGI keeps them. `run` holds the parameters for rows that have none of their own.
     When the iterator is closed early, what still runs is aborted, and the engine can be used again.
     """
-    batch = _Batch(engine, prompter, run, iter(rows))
+    batch = _Batch(engine, prompter, run, iter(rows), window)
     try:
         yield from batch.steps()
     finally:
@@ -145,8 +147,9 @@ def step_outputs(engine: Engine) -> list[SequenceOutput]:
 class _Batch:
     """One call of `generate_rows`."""
 
-    def __init__(self, engine: Engine, prompter: Prompter, run: Parameters, rows: Iterator[Row]) -> None:
+    def __init__(self, engine: Engine, prompter: Prompter, run: Parameters, rows: Iterator[Row], window: int) -> None:
         self._engine, self._prompter, self._run, self._rows = engine, prompter, run, rows
+        self._window = window
         self._numbers = itertools.count()
         self._ready: deque[_Answer] = deque()  # may start
         self._live: dict[int, _Answer] = {}  # in the engine
@@ -192,7 +195,7 @@ class _Batch:
             rows.append((row, row.over(self._run)))
             samples += max(1, rows[-1][1].n or 1)
             characters += len(row.prompt or row.prompt_token_ids or row.messages or "")
-            if samples >= WINDOW or characters >= WINDOW_CHARACTERS:
+            if samples >= self._window or characters >= WINDOW_CHARACTERS:
                 break
         prompts = self._prompter.prompts([(row, bool(asked.chat), asked.system) for row, asked in rows])
         made = [self._task(row, asked, prompt) for (row, asked), prompt in zip(rows, prompts, strict=True)]

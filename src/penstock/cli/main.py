@@ -33,6 +33,7 @@ COMMANDS = {
     "download": ("penstock.cli.download", "Fetch a model where there is internet, verified, for use without."),
     "site": ("penstock.cli.site", "Show the profile of this cluster, or write one from what Slurm says."),
     "release": ("penstock.cli.release", "Build, check and install a release for machines without internet."),
+    "farm": ("penstock.cli.farm", "Spread a file of prompts over many workers; each row is answered exactly once."),
     "submit": ("penstock.cli.submit", "Start a server as a Slurm job."),
     "jobs": ("penstock.cli.jobs", "List the servers that run as Slurm jobs."),
     "url": ("penstock.cli.url", "Print the URL of a server that runs as a Slurm job."),
@@ -102,11 +103,18 @@ def add_common(command: click.Command) -> None:
 
 def check_config(command: click.Command, name: str, ctx: click.Context) -> None:
     """A misspelt option in the configuration file must not be ignored in silence."""
-    table = (ctx.default_map or {}).get(name, {})
+    _check_table((ctx.default_map or {}).get(name, {}), command, name, ctx)
+
+
+def _check_table(table: Any, command: click.Command, name: str, ctx: click.Context) -> None:
+    """One table of it; the commands of a group have tables within the group's."""
+    members = command.commands if isinstance(command, click.Group) else {}
     known = [param.name for param in command.params if isinstance(param, click.Option) and param.name]
     known += command.list_commands(ctx) if isinstance(command, click.Group) else []
-    for key in table:
-        if key not in known:
+    for key, value in table.items():
+        if key in members and isinstance(value, dict):
+            _check_table(value, members[key], f"{name} {key}", ctx)
+        elif key not in known:
             near = difflib.get_close_matches(key, known, 1)
             raise UsageError(
                 f"The configuration sets {key!r} under [{name}], which is no option of `penstock {name}`.",
