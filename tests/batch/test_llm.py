@@ -80,7 +80,8 @@ def test_a_grammar(llm: LLM) -> None:
 
 def test_embeddings(llm: LLM) -> None:
     one, two, again = llm.embed(["the fox", "seven wizards", "the fox"])
-    assert one == again != two
+    assert again == pytest.approx(one, abs=1e-5)  # sums are made in another order where rows differ in number
+    assert two != pytest.approx(one, abs=1e-2)
     assert math.isclose(math.fsum(x * x for x in two), 1, rel_tol=1e-6)
     assert llm.embed("the fox") == pytest.approx(one, abs=1e-5)
     with pytest.raises(PenstockError, match="empty"):
