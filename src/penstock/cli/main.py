@@ -88,7 +88,10 @@ class LazyGroup(click.Group):
 
 
 def add_common(command: click.Command) -> None:
-    """Give every option of a command its PENSTOCK_ variable, and the command `--debug`."""
+    """Give every option of a command its PENSTOCK_ variable, and the command `--debug`; of a group, to its commands."""
+    if isinstance(command, click.Group):
+        for member in command.commands.values():
+            add_common(member)
     if any(param.name == "debug" for param in command.params):
         return  # already done: the command was loaded before
     command.params.append(
