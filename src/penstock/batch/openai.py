@@ -15,9 +15,9 @@ from typing import Any
 
 import msgspec
 
+from penstock.batch.records import BadRow, Source
 from penstock.batch.results import Done
 from penstock.batch.rows import HASH_BYTES, key_number
-from penstock.batch.sources import BadRow, Source
 from penstock.errors import UsageError
 
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")

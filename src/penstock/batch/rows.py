@@ -17,7 +17,8 @@ import msgspec
 import numpy as np
 
 from penstock.batch.parameters import Parameters
-from penstock.batch.sources import BadRow, Source, open_source
+from penstock.batch.records import BadRow, Source
+from penstock.batch.sources import open_source
 from penstock.batch.templates import PromptTemplate
 from penstock.errors import InvalidRequest, UsageError
 

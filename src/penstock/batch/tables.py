@@ -6,7 +6,7 @@ import csv
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from penstock.batch.sources import MAX_LINE, BadRow, Kind, Record, decoded, read_lines
+from penstock.batch.records import MAX_LINE, BadRow, Kind, Record, decoded, read_lines
 from penstock.errors import EnvironmentFault, UsageError
 
 _BATCH = 256  # rows of a Parquet file in memory at a time

@@ -6,65 +6,23 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from penstock.cli.batch_options import generation_options, parameters_of, shape_of, shape_options
-from penstock.cli.main import INTERRUPTED
+from penstock.cli.generate_summary import Summary
 from penstock.cli.options import engine_options, find_model, input_path, model_argument, source_options
-from penstock.cli.progress import duration
 from penstock.cli.report import Watch, report_option
-from penstock.errors import ModelError, PartialResults
+from penstock.errors import ModelError
 
 if TYPE_CHECKING:
     from penstock.batch.parameters import Parameters
     from penstock.batch.results import ResultWriter
     from penstock.batch.rows import Row
-    from penstock.engine.report import RunReport
     from penstock.hub.snapshot import Snapshot
     from penstock.text.tokenizer import Tokenizer
-
-
-@dataclass
-class Summary:
-    """What a run did. Seconds are wall-clock; tokens are generated ones, rows of this run only."""
-
-    model: str
-    output: str
-    rows: int
-    done_before: int
-    done: int = 0
-    errors: int = 0
-    tokens: int = 0
-    load_seconds: float = 0.0
-    generate_seconds: float = 0.0
-    interrupted: bool = False
-    report: RunReport | None = None
-
-    def line(self) -> str:
-        """The summary for people."""
-        earlier = f" ({self.done_before:,} of them by earlier runs)" if self.done_before else ""
-        rate = self.tokens / self.generate_seconds if self.generate_seconds else 0.0
-        return (
-            f"{self.done_before + self.done:,} of {self.rows:,} rows done{earlier}, {self.errors:,} with errors; "
-            f"{self.tokens:,} tokens, {rate:,.0f} tokens/s; "
-            f"load {duration(self.load_seconds)}, generation {duration(self.generate_seconds)}"
-        )
-
-    def end(self) -> None:
-        """Leave with the exit code of an incomplete run, if it is one."""
-        if self.interrupted:
-            print(f"interrupted; the same command continues {self.output}", file=sys.stderr)
-            raise click.exceptions.Exit(INTERRUPTED)
-        if self.errors:
-            raise PartialResults(
-                f"{self.errors:,} of {self.rows:,} rows ended in an error.",
-                f"Their `error` field in {self.output} says why.",
-                "--retry-errors runs them again.",
-            )
 
 
 @click.command(short_help="Generate for a file of prompts; a rerun resumes.")

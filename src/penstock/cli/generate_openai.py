@@ -17,9 +17,9 @@ from penstock.errors import UsageError
 
 if TYPE_CHECKING:
     from penstock.batch.openai import AnswerLine, BatchLine
+    from penstock.batch.records import Source
     from penstock.batch.results import ResultWriter
-    from penstock.batch.sources import Source
-    from penstock.cli.generate import Summary
+    from penstock.cli.generate_summary import Summary
     from penstock.hub.snapshot import Snapshot
 
 
@@ -29,7 +29,7 @@ def run_lines(snapshot: Snapshot, source: Source, output: Path | None, options: 
     from penstock.batch.parameters import Parameters
     from penstock.batch.record import make_record
     from penstock.batch.results import ResultWriter
-    from penstock.cli.generate import Summary
+    from penstock.cli.generate_summary import Summary
     from penstock.hub.fingerprint import fingerprint
 
     _refuse_options()

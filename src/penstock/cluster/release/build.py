@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import os
@@ -20,7 +19,7 @@ from urllib.parse import urlsplit
 from penstock import __version__
 from penstock.cluster.release.check import Finding, check_wheels
 from penstock.cluster.release.target import Target
-from penstock.cluster.release.wheels import Wheel, read_metadata, read_wheel
+from penstock.cluster.release.wheels import Wheel, read_metadata, read_wheel, sha256
 from penstock.errors import EnvironmentFault, UsageError
 
 _HERE = Path(__file__).parent
@@ -193,12 +192,6 @@ def assemble(release: Path, target: Target, wheels: list[Wheel]) -> None:
     files = sorted(path for path in release.rglob("*") if path.is_file())
     sums = [f"{sha256(path)}  {path.relative_to(release)}" for path in files]
     (release / "SHA256SUMS").write_text("\n".join(sums) + "\n")
-
-
-def sha256(path: Path) -> str:
-    """The hash of a file, in hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def pack(release: Path) -> Path:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from penstock.cluster.release.target import Target
-from penstock.cluster.release.wheels import faults, read_wheel
+from penstock.cluster.release.wheels import faults, read_wheel, sha256
 from penstock.errors import EnvironmentFault
 
 _SUM = re.compile(r"([0-9a-f]{64})  ([^\n]+)")
@@ -47,8 +47,6 @@ def check_release(release: Path, target: Target) -> list[Finding]:
 
 
 def _damaged(release: Path) -> list[Finding]:
-    from penstock.cluster.release.build import sha256
-
     found = []
     listed = _SUM.findall((release / "SHA256SUMS").read_text(encoding="utf-8", errors="replace"))
     for digest, name in listed:

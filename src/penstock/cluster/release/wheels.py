@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import zipfile
 from collections.abc import Iterator
@@ -129,3 +130,9 @@ def read_metadata(path: Path) -> Message:
     with zipfile.ZipFile(path) as archive:
         name = next(n for n in archive.namelist() if n.endswith(".dist-info/METADATA") and n.count("/") == 1)
         return HeaderParser().parsestr(archive.read(name).decode("utf-8", "replace"))
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
