@@ -40,6 +40,33 @@ def test_every_level_matches_the_twins(level: str) -> None:
     assert f"libpenstock_cpu_{level}.so" in done.stdout
 
 
+@pytest.mark.skipif(
+    shutil.which("aarch64-linux-gnu-g++") is None or shutil.which("qemu-aarch64") is None,
+    reason="no cross compiler and emulator of ARM (Debian: g++-aarch64-linux-gnu, qemu-user)",
+)
+def test_the_kernels_of_arm_compute_right(tmp_path: Path) -> None:
+    """Products and attention against plain loops, with NEON, in an emulator."""
+    root = Path(__file__).parents[2]
+    kernels = root / "src/penstock/kernels/cpu"
+    flags = ["-std=c++17", "-O2", "-fopenmp", "-static", "-ffp-contract=fast", "-fno-math-errno", "-fassociative-math"]
+    sources = [str(root / "tests/kernels/portable.cpp"), *map(str, kernels.glob("*.cpp"))]
+    subprocess.run(
+        ["aarch64-linux-gnu-g++", *flags, "-fno-signed-zeros", "-fno-trapping-math", f"-I{kernels}", *sources]
+        + ["-o", str(tmp_path / "portable")],
+        check=True,
+        capture_output=True,
+        timeout=170,
+    )
+    done = subprocess.run(
+        ["qemu-aarch64", str(tmp_path / "portable")],
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.skipif(shutil.which("cmake") is None, reason="no cmake: the sanitized kernels cannot be built")
 @needs_compiler
 def test_no_kernel_leaves_its_bounds(tmp_path: Path) -> None:
