@@ -48,11 +48,11 @@ def test_the_kernels_of_arm_compute_right(tmp_path: Path) -> None:
     """Products and attention against plain loops, with NEON, in an emulator."""
     root = Path(__file__).parents[2]
     kernels = root / "src/penstock/kernels/cpu"
-    flags = ["-std=c++17", "-O2", "-fopenmp", "-static", "-ffp-contract=fast", "-fno-math-errno", "-fassociative-math"]
-    sources = [str(root / "tests/kernels/portable.cpp"), *map(str, kernels.glob("*.cpp"))]
+    numbers = ["-ffp-contract=fast", "-fno-math-errno", "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math"]
+    sources = [root / "tests/kernels/portable.cpp", *kernels.glob("*.cpp")]
+    flags = ["-std=c++17", "-O2", "-fopenmp", "-static", *numbers, f"-I{kernels}", "-o", tmp_path / "portable"]
     subprocess.run(
-        ["aarch64-linux-gnu-g++", *flags, "-fno-signed-zeros", "-fno-trapping-math", f"-I{kernels}", *sources]
-        + ["-o", str(tmp_path / "portable")],
+        ["aarch64-linux-gnu-g++", *map(str, flags), *map(str, sources)],
         check=True,
         capture_output=True,
         timeout=170,
