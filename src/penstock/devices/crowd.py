@@ -6,6 +6,7 @@ quantum holds up all others, in every region. Fewer threads are faster then: eac
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
@@ -23,7 +24,7 @@ class Crowd:
     def __init__(self, threads: int) -> None:
         """threads: to be used when nobody else is here; fewer than all cores leave room for others anyway."""
         self._threads = self._used = threads
-        self._cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set[int]()
+        self._cpus = _our_cpus()
         self._watches = threads > 1 and threads >= len(self._cpus) > 0
         self._since = time.monotonic()
         self._busy, self._own = self._usage() if self._watches else (0.0, 0.0)
@@ -54,3 +55,14 @@ class Crowd:
         except (OSError, ValueError):
             self._watches = False
         return ticks / os.sysconf("SC_CLK_TCK"), time.process_time()
+
+
+def _our_cpus() -> set[int]:
+    """The processors that threads of this process may run on. Each thread that OpenMP has bound has one of its own, the
+    main thread too, so all are asked."""
+    found: set[int] = set()
+    if hasattr(os, "sched_getaffinity"):
+        for task in Path("/proc/self/task").iterdir():
+            with contextlib.suppress(OSError):  # it has just ended
+                found |= os.sched_getaffinity(int(task.name))
+    return found
