@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,20 +40,20 @@ _POLITE = 10  # niceness of what is not waited for by everybody
 class Cursor:
     """Where one sequence is in its grammar, and what it allows next.
 
-    forced: the tokens that must come next, one way to spell the only text that may; valid, as `bits`, once `ready`.
-    bits: what may come after them, one bit a token, lowest first. All zero when the grammar failed, and `error` says
-    why.
+    forced: the tokens that must come next, one way to spell the only text that may; valid once `ready`.
     ends: the tokens that end a text; they are allowed where the grammar may end.
+    error: why the grammar failed; it then allows nothing.
     """
 
     def __init__(self, matcher: Any, width: int, ends: frozenset[int]) -> None:
-        self.bits: NDArray[np.uint32] = np.zeros(-(-width // 32), np.uint32)
-        self._address = self.bits.ctypes.data
         self.ends = ends
         self.forced: list[int] = []
         self.error: str | None = None
         self.slow = False
         self.quick = False
+        self._bits: NDArray[np.uint32] = np.zeros(-(-width // 32), np.uint32)
+        self._address = self._bits.ctypes.data
+        self._masked = False  # the bits are those of this place
         self._steady = True  # never took long
         self._matcher = matcher
         self._moved = False
@@ -65,21 +65,56 @@ class Cursor:
         self._moved, self._batch = False, batch
 
     def ready(self, seconds: float = 0.0) -> bool:
-        """Whether `bits` are valid, waiting for so long."""
+        """Whether the last move is done, waiting for so long."""
         if not self._moved and seconds > 0:
             self._batch.wait(seconds)
         return self._moved
 
     def move(self, token_id: int | None) -> None:
-        """Consume a token, if there is one, and compute what may follow."""
-        began = time.thread_time()
-        try:
+        """Consume a token, if there is one, and what is forced behind it. The mask of a quick cursor is left until
+        somebody asks: it often need not be made."""
+
+        def work() -> None:
             if token_id is not None:
                 self._matcher.consume_token(token_id)
             self.forced = self._matcher.compute_ff_tokens()
             if self.forced:
                 self._matcher.consume_tokens(self.forced)
-            self._matcher.unsafe_compute_mask_ptr(self._address, self.bits.nbytes)
+            if not self.quick:
+                self._make_mask()
+
+        self._masked = False
+        self._do(work)
+        self._moved = True
+
+    def mask(self) -> NDArray[np.uint32]:
+        """What may come after the forced tokens, one bit a token, lowest first."""
+        if not self._masked:
+            self._do(self._make_mask)
+        return self._bits
+
+    def likely_allows(self, token_id: int) -> bool:
+        """Whether a token may come, if that can be told for less than the mask; else False."""
+        if self._masked or self.error is not None:
+            return False
+        allowed = 0
+
+        def work() -> None:
+            nonlocal allowed
+            allowed = self._matcher.validate_tokens([token_id])
+
+        self._do(work)
+        return allowed == 1
+
+    def _make_mask(self) -> None:
+        self._matcher.unsafe_compute_mask_ptr(self._address, self._bits.nbytes)
+        self._masked = True
+
+    def _do(self, work: Callable[[], None]) -> None:
+        """Run the library, keep its failures, and note how long it took."""
+        began = time.thread_time()
+        try:
+            work()
             if self._matcher.is_error():
                 self.error = "the grammar is too complex to follow"
                 log.info("a grammar failed: %s", self._matcher.stop_reason())
@@ -87,13 +122,13 @@ class Cursor:
             self.error = "the grammar failed"
             log.warning("a grammar failed: %s", type(error).__name__)
         if self.error is not None:
-            self.bits[:] = 0
+            self._bits[:] = 0
+            self._masked = True
             self.forced = []
         took = time.thread_time() - began
         self.slow |= took > SLOW_SECONDS
         self._steady &= took < _HELD_UP
-        self.quick = self._steady and token_id is not None and took < _QUICK_SECONDS
-        self._moved = True
+        self.quick = self._steady and took < _QUICK_SECONDS
 
 
 @dataclass(frozen=True)

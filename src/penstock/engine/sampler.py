@@ -10,6 +10,7 @@ any batch.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,8 +64,7 @@ def choose(logits: Tensor, sequences: list[Sequence], watermark: Watermark) -> l
     rest = [i for i in range(len(requests)) if i not in taken]
     if bare:
         scores = logits if not rest else logits[bare]
-        _restrict(scores, [sequences[i] for i in bare])
-        best, ids = largest(scores)
+        best, ids = _likeliest(scores, [sequences[i] for i in bare])
         for i, value, token_id in zip(bare, best.float().tolist(), ids.tolist(), strict=True):
             results[i] = Token(token_id) if value > _EXCLUDED else BrokenScores()
     if rest:
@@ -152,11 +152,31 @@ def prompt_logprobs(
     return chosen, [_top(row, top_n) for row in logprobs] if top_n else []
 
 
-def _restrict(scores: Tensor, sequences: list[Sequence]) -> None:
+def _likeliest(scores: Tensor, sequences: list[Sequence]) -> tuple[Tensor, Tensor]:
+    """The largest score of each row among what may come, and its place; -inf where nothing may. scores: [n, vocab], may
+    be changed -> two [n]
+
+    A grammar is first asked about the likeliest token alone: most often it may come, and no mask need be made.
+    """
+    guessing = [i for i, s in enumerate(sequences) if s.cursor is not None and s.cursor.quick]
+    fine: set[int] = set()
+    if guessing:
+        best, ids = largest(scores)
+        for i in guessing:
+            token_id, cursor = int(ids[i]), sequences[i].cursor
+            if best[i] > _EXCLUDED and token_id not in sequences[i].withheld and cursor is not None:
+                fine |= {i} if cursor.likely_allows(token_id) else set()
+        if len(fine) == len(sequences):
+            return best, ids
+    _restrict(scores, sequences, fine)
+    return largest(scores)
+
+
+def _restrict(scores: Tensor, sequences: list[Sequence], fine: Set[int] = frozenset()) -> None:
     """Exclude, in place, what a grammar does not allow, and what would end a sequence too early, unless its grammar
-    leaves nothing else. scores: [n, vocab]."""
-    masks = [None if s.cursor is None else s.cursor.bits for s in sequences]
-    withheld = [s.withheld for s in sequences]
+    leaves nothing else. scores: [n, vocab]; fine: rows whose largest score may come."""
+    masks = [None if s.cursor is None or i in fine else s.cursor.mask() for i, s in enumerate(sequences)]
+    withheld = [[] if i in fine else s.withheld for i, s in enumerate(sequences)]
     if any(withheld) or any(mask is not None for mask in masks):
         restrict(scores, masks, withheld)
 
