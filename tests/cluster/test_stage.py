@@ -60,6 +60,7 @@ def test_staged_on_every_node_and_found_again(user: User, model: Path) -> None:
     lines = _in_job(
         user,
         3,
+        ["srun", "--quiet", "rm", "-rf", folder],  # what other tests have staged
         command("stage", str(model), "--json"),
         _sums(f"{folder}/*[0-9a-f]/"),
         ["srun", "--quiet", "ls", f"{folder}/*[0-9a-f]/"],
@@ -94,6 +95,7 @@ def test_with_a_command_the_copy_goes_with_it(user: User, model: Path) -> None:
     lines = _in_job(
         user,
         1,
+        ["srun", "--quiet", "rm", "-rf", f"{RAM}/penstock-{os.getuid()}"],  # what other tests have staged
         command("stage", str(model), "--", "ls", "{}"),
         ["srun", "--quiet", "bash", "-c", f"'test ! -e {RAM}/penstock-{os.getuid()} && echo clean'"],
     )

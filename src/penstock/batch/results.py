@@ -14,15 +14,17 @@ import sys
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
 
 from penstock.batch.lines import LineFile, open_private, write_all
 from penstock.batch.record import RunRecord, another_run, differences, read_record, record_path, write_record
 from penstock.batch.rows import RowFile, RowId, key_number
 from penstock.errors import EnvironmentFault, PartialResults, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Sample(msgspec.Struct, omit_defaults=True):
@@ -107,6 +109,8 @@ class ResultWriter:
         keys: the identities of all rows of the input (`InputSummary.keys`). rows: gives (line, row) of the input again,
         to name what is wrong. Raises UsageError when the output has a row that the input does not have, or not so.
         """
+        import numpy as np  # the server, which imports this module, does without
+
         every = np.frombuffer(keys, dtype=np.uint64)
         before = np.frombuffer(self._before, dtype=np.uint64)
         todo = np.isin(every, before, invert=True)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
-import numpy as np
 
 from penstock.batch.parameters import Parameters
 from penstock.batch.records import BadRow, Source
@@ -214,6 +213,8 @@ class RowFile:
 
     def _check_names(self, names: array[int]) -> None:
         """Raise UsageError where two rows have one id."""
+        import numpy as np  # the server, which imports this module, does without
+
         ordered = np.sort(np.frombuffer(names, dtype=np.uint64))
         repeated = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
         if not repeated:
