@@ -15,6 +15,7 @@ from pathlib import Path
 
 _STAT = Path("/proc/stat")
 _SECONDS = 0.25  # between two looks; shorter ones would be coarse in the kernel's ticks of 10 ms
+_WORKING = 0.5  # of a core: less, on the average since the last look, and we were idle for a while
 _TOLERATED = 0.35  # of a core: of a fair share of 0.5 that a busy neighbour takes, and above what small ones do
 
 
@@ -35,8 +36,10 @@ class Crowd:
         if not self._watches or now - self._since < _SECONDS:
             return
         busy, own = self._usage()
-        others = (busy - self._busy - (own - self._own)) / (now - self._since)
+        ours, all_of_it, seconds = own - self._own, busy - self._busy, now - self._since
         self._since, self._busy, self._own = now, busy, own
+        # who was busy while we were idle says nothing of now
+        others = (all_of_it - ours) / seconds if ours > _WORKING * seconds else 0.0
         use = max(1, self._threads - math.ceil(max(0.0, others - _TOLERATED)))
         if use != self._used:
             self._used = use
