@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from penstock.devices.crowd import Crowd
 from penstock.engine import sampler
 from penstock.engine.block_pool import BlockPool
 from penstock.engine.config import EngineConfig
@@ -69,7 +68,6 @@ class EngineLoop:
         self._grammars = Grammars(Path(config.model_path), model.limits.vocab_size, model.limits.eos_ids)
         self._beginning: dict[Sequence, Future[Cursor]] = {}  # sequences whose grammar is being made
         self._held = HeldRows()
-        self._crowd = Crowd(torch.get_num_threads())
         self._failures = 0
         self.stats = EngineStats(total_blocks=model.limits.num_blocks)
 
@@ -126,7 +124,6 @@ class EngineLoop:
         """Run one step and return what it made. Never raises for what one batch did; after three failed steps in a
         row it raises RuntimeError: the process is not healthy."""
         since = time.perf_counter()
-        self._crowd.adjust(torch.set_num_threads)
         outputs = self._begin_grammars()
         runs = self._scheduler.next()
         self.stats.step_prompts = sum(run.sequence.computed < run.sequence.prompt_length for run in runs)
