@@ -135,7 +135,7 @@ def test_many_rows_cost_eight_bytes_each(tmp_path: Path) -> None:
     with path.open("w") as file:
         file.writelines(f'{{"id": "row-{n}", "prompt": "fox {n}"}}\n' for n in range(150_000))
     script = (
-        "import resource, sys; from pathlib import Path; from penstock.batch.rows import RowFile\n"
+        "import resource, sys, numpy; from pathlib import Path; from penstock.batch.rows import RowFile\n"
         "pages = int(open('/proc/self/statm').read().split()[0])\n"
         "limit = pages * resource.getpagesize() + 25_000_000\n"
         "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
