@@ -17,7 +17,6 @@ from penstock.hub import cache, catalogue
 from penstock.hub.config import CONFIG, read_config
 from penstock.hub.download import download, download_config
 from penstock.hub.gguf.find import only_gguf
-from penstock.hub.gguf.folder import unpacked
 from penstock.hub.pickles import converted_folder, has_pickles, only_pickles
 from penstock.hub.refusals import UnknownModel, Unreachable
 
@@ -59,7 +58,7 @@ def resolve(name: str, revision: str | None = None, *, offline: bool | None = No
             raise _not_a_folder(folder)
         if revision is not None:
             raise UsageError(f"{name} is a file, so a revision means nothing.", "", "Leave the revision out.")
-        return Snapshot(unpacked(folder), name, None)
+        return Snapshot(_unpacked(folder), name, None)
     listed = catalogue.find(name)
     if listed is not None:
         found = resolve(listed.model, revision or listed.revision, offline=offline)
@@ -155,11 +154,18 @@ def _from_hub(name: str, revision: str | None, offline: bool) -> Snapshot:
     return Snapshot(path, name, path.name)
 
 
+def _unpacked(file: Path) -> Path:
+    """The folder made of a GGUF file."""
+    from penstock.hub.gguf.folder import unpacked  # NumPy and tokenizers, which other models do without
+
+    return unpacked(file)
+
+
 def _readable(folder: Path) -> Path:
     """A model folder as it is, or the one made of the single GGUF file in it. Raises ModelError where it is neither."""
     file = only_gguf(folder)
     if file is not None:
-        return unpacked(file)
+        return _unpacked(file)
     read_config(folder)
     return folder.resolve()
 

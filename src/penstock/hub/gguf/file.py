@@ -7,7 +7,6 @@ not hold. Layout: the GGUF specification of the ggml project, versions 2 and 3, 
 from __future__ import annotations
 
 import os
-import re
 import stat
 import struct
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import numpy.typing as npt
 
 from penstock.errors import ModelError
 from penstock.hub.folder import damaged, reason
+from penstock.hub.gguf.find import PART
 
 Value = int | float | bool | str | list[str] | npt.NDArray[np.generic]
 
@@ -28,7 +28,6 @@ MAX_HEADER = 2**28  # bytes before the tensors; the largest honest ones (vocabul
 MAX_KEYS, MAX_TENSORS = 2**16, 2**16
 MAX_STRINGS = 2**22  # in one file: tokens and merges
 MAX_DIMS = 4
-PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 _AGAIN = "Download the file again, or take the model's safetensors repository."
 
 # elements and bytes of one block, by the number that GGUF has for the type

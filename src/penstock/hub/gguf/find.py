@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from penstock.errors import ModelError
-from penstock.hub.gguf.file import PART
+
+PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")  # one of several files of a model
 
 
 def only_gguf(folder: Path) -> Path | None:
