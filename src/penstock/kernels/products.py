@@ -73,7 +73,6 @@ class Packed:
     biases: tuple[Tensor | None, ...]
     n: int
     k: int
-    activation: int
     matrix: _Matrix  # the same, for C
 
 
@@ -120,7 +119,7 @@ def pack(form: str, weights: tuple[Tensor, ...], biases: tuple[Tensor | None, ..
     biases = tuple(None if bias is None else bias.contiguous() for bias in biases)
     places = [(_POINTER * 2)(*map(_address, tensors)) for tensors in (scales, offsets, biases)]
     matrix = _Matrix(out.data_ptr(), *places, n, k, GATES[activation])
-    return Packed(form, out, scales, offsets, biases, n, k, GATES[activation], matrix)
+    return Packed(form, out, scales, offsets, biases, n, k, matrix)
 
 
 def multiply(packed: Packed, x: Tensor, residual: Tensor | None = None) -> Tensor:

@@ -143,9 +143,6 @@ struct Unit<bf16> {
     }
 
     static void pack_values(const bf16 *const *values, int dim, int start, bf16 *panel) {
-        const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5,
-                                             36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
-        const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
         for (int c = 0; c < kKeys; c += 2) {
             for (int part = 0; part < 2; part++) {  // 32 dimensions
                 const int left = std::clamp(dim - start - part * 32, 0, 32);
@@ -153,10 +150,7 @@ struct Unit<bf16> {
                 const auto load = [&](const bf16 *value) {
                     return value ? _mm512_maskz_loadu_epi16(mask, value + start + part * 32) : _mm512_setzero_si512();
                 };
-                const __m512i even = load(values[c]), odd = load(values[c + 1]);
-                bf16 *to = panel + c * kKeys + part * 64;
-                _mm512_store_si512(to, _mm512_permutex2var_epi16(even, low, odd));
-                _mm512_store_si512(to + 32, _mm512_permutex2var_epi16(even, high, odd));
+                interleave(load(values[c]), load(values[c + 1]), panel + c * kKeys + part * 64);
             }
         }
     }

@@ -125,16 +125,12 @@ struct Paired {  // bfloat16, two to a dot instruction; keys are used where they
     void take_keys(const bf16 *from, int tile, int) { keys = from, count = tile; }
 
     void take_values(const bf16 *from, int tile, int) {
-        const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5,
-                                             36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
-        const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
         for (int j = 0; j < kTile; j += 2) {
             for (int line = 0; line < kLines; line++) {
                 const __m512i even = j < tile ? _mm512_loadu_si512(from + j * DIM + line * 32) : _mm512_setzero_si512();
                 const __m512i odd = j + 1 < tile ? _mm512_loadu_si512(from + (j + 1) * DIM + line * 32)
                                                  : _mm512_setzero_si512();
-                _mm512_store_si512(values[j / 2][line * 32], _mm512_permutex2var_epi16(even, low, odd));
-                _mm512_store_si512(values[j / 2][line * 32 + 16], _mm512_permutex2var_epi16(even, high, odd));
+                interleave(even, odd, values[j / 2][line * 32]);
             }
         }
     }

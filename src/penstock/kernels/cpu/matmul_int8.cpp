@@ -107,8 +107,7 @@ void penstock_pack_int8(const uint16_t *weight, int8_t *out, float *scales, int3
 // As the products of matmul_bf16.cpp. scratch: m * (k + 4) bytes.
 void penstock_matmul_int8(const penstock_matrix *w, const uint16_t *x, int64_t stride, int64_t m,
                           const uint16_t *residual, uint16_t *out, void *scratch) {
-    const QuantizedRows rows_of_x(scratch, m, w->k);
-    penstock_quantize_rows_bf16(x, stride, rows_of_x.values, rows_of_x.scales, m, w->k);
+    const QuantizedRows rows_of_x(scratch, x, stride, m, w->k);
     const auto finish = [&](int32_t *sums, int64_t row, int rows, int64_t panel) {
         const int64_t first = panel * kPanel;
         const int width = static_cast<int>(std::min<int64_t>(kPanel, w->n - first));
@@ -124,8 +123,7 @@ void penstock_matmul_int8(const penstock_matrix *w, const uint16_t *x, int64_t s
 
 void penstock_gated_int8(const penstock_matrix *w, const uint16_t *x, int64_t stride, int64_t m, uint16_t *out,
                          void *scratch) {
-    const QuantizedRows rows(scratch, m, w->k);
-    penstock_quantize_rows_bf16(x, stride, rows.values, rows.scales, m, w->k);
+    const QuantizedRows rows(scratch, x, stride, m, w->k);
     auto *chosen = w->activation == kSilu ? gated<kSilu> : w->activation == kGeluTanh ? gated<kGeluTanh> : gated<kRelu>;
     chosen(*w, rows, m, out);
 }

@@ -36,21 +36,29 @@ constexpr int kPanel = 64;      // output columns of a panel
 constexpr int kBlockRows = 96;  // rows of a task; its sums stay in the second-level cache
 constexpr int kLines = 4;       // cache lines of four bytes of inputs in a panel
 
-#ifdef __AVX512BF16__
+#if defined(__AVX512BF16__) || defined(__AVX512VNNI__)
 
-// Pairs of bfloat16, summed in float32 (vdpbf16ps).
-struct Bf16Dot {
+// What dots that take four bytes as they are have in common.
+struct WholeBytes {
     static constexpr int kRows = 6, kWidth = 4;  // 24 sums, 4 columns and 1 row fit 32 registers
-    using Sum = float;
-    using Vector = Floats;
     using Row = __m512i;
     using Column = __m512i;
     static Row row(const char *from) {
-        int32_t pair;
-        std::memcpy(&pair, from, sizeof pair);
-        return _mm512_set1_epi32(pair);
+        int32_t bytes;
+        std::memcpy(&bytes, from, sizeof bytes);
+        return _mm512_set1_epi32(bytes);
     }
     static Column column(const char *from) { return _mm512_load_si512(from); }
+};
+
+#endif
+
+#ifdef __AVX512BF16__
+
+// Pairs of bfloat16, summed in float32 (vdpbf16ps).
+struct Bf16Dot : WholeBytes {
+    using Sum = float;
+    using Vector = Floats;
     static Vector add(Vector sum, Row row, Column column) {
         return _mm512_dpbf16_ps(sum, (__m512bh)row, (__m512bh)column);
     }
@@ -86,18 +94,9 @@ struct Bf16Dot {
 #ifdef __AVX512VNNI__
 
 // Four products of unsigned with signed 8 bits, summed in int32 (vpdpbusd).
-struct Int8Dot {
-    static constexpr int kRows = 6, kWidth = 4;
+struct Int8Dot : WholeBytes {
     using Sum = int32_t;
     using Vector = Ints;
-    using Row = __m512i;
-    using Column = __m512i;
-    static Row row(const char *from) {
-        int32_t quad;
-        std::memcpy(&quad, from, sizeof quad);
-        return _mm512_set1_epi32(quad);
-    }
-    static Column column(const char *from) { return _mm512_load_si512(from); }
     static Vector add(Vector sum, Row row, Column column) {
         return (Ints)_mm512_dpbusd_epi32((__m512i)sum, row, column);
     }
@@ -291,17 +290,19 @@ inline const bf16 *from(const uint16_t *numbers, int64_t at) {
     return numbers ? reinterpret_cast<const bf16 *>(numbers) + at : nullptr;
 }
 
+extern "C" void penstock_quantize_rows_bf16(const uint16_t *x, int64_t stride, uint8_t *out, float *scales, int64_t m,
+                                            int64_t k);
+
 // Rows of activations as the dot of 8 bits takes them: round(x / scale) + 128, the scale of a row being its largest
 // |x| / 127 (matmul_int8.cpp). They lie in scratch memory of m * (k + 4) bytes.
 struct QuantizedRows {
     uint8_t *values;
     float *scales;
 
-    QuantizedRows(void *scratch, int64_t m, int64_t k)
-        : values(static_cast<uint8_t *>(scratch)), scales(reinterpret_cast<float *>(values + m * k)) {}
+    QuantizedRows(void *scratch, const uint16_t *x, int64_t stride, int64_t m, int64_t k)
+        : values(static_cast<uint8_t *>(scratch)), scales(reinterpret_cast<float *>(values + m * k)) {
+        penstock_quantize_rows_bf16(x, stride, values, scales, m, k);
+    }
 };
-
-extern "C" void penstock_quantize_rows_bf16(const uint16_t *x, int64_t stride, uint8_t *out, float *scales, int64_t m,
-                                            int64_t k);
 
 }  // namespace penstock
