@@ -59,6 +59,13 @@ class Page:
         found: list[Any] = self.browser.find_elements(By.CSS_SELECTOR, selector)
         return found
 
+    def texts(self, selector: str) -> list[str]:
+        """What those elements show, read in one call: the page may replace an element between two."""
+        found: list[str] = self.js(
+            "return Array.from(document.querySelectorAll(arguments[0]), node => node.innerText.trim())", selector
+        )
+        return found
+
     def js(self, code: str, *arguments: object) -> Any:
         return self.browser.execute_script(code, *arguments)
 
@@ -79,17 +86,15 @@ class Page:
     @property
     def answers(self) -> list[str]:
         """The texts of the answers, as shown."""
-        return [node.text for node in self.all("article.assistant .body")]
+        return self.texts("article.assistant .body")
 
     @property
     def stats(self) -> str:
-        text: str = self.all("article.assistant .stats")[-1].text
-        return text
+        return self.texts("article.assistant .stats")[-1]
 
     @property
     def note(self) -> str:
-        text: str = self.all("article.assistant .note")[-1].text
-        return text
+        return self.texts("article.assistant .note")[-1]
 
     @property
     def idle(self) -> bool:

@@ -15,11 +15,11 @@ def test_an_answer_streams_and_is_counted(page: Page) -> None:
         "new MutationObserver(() => seen.push(document.querySelector('.assistant .body').textContent)).observe("
         "document.getElementById('log'), {childList: true, subtree: true, characterData: true})"
     )
-    page.set(max_tokens="50")
+    page.set(max_tokens="200")
     page.ask("Tell me a story about a fox")
     (text,) = page.answers
     seen = [piece for piece in page.js("return seen") if piece]
-    assert len(set(seen)) > 3  # it grew
+    assert len(set(seen)) > 2  # it grew
     assert len(seen[0]) < len(text) / 2
     pattern = r"(\d+) tokens · [\d.]+ tokens/s · first after \d+\.\d\d s · prompt (\d+) tokens( \(\d+ cached\))?"
     tokens = re.fullmatch(pattern, page.stats)
@@ -81,7 +81,7 @@ def test_regenerate_edit_copy_and_a_new_chat(page: Page) -> None:
     assert page.answers[0].startswith("sinfo lists")
     page.browser.execute_cdp_cmd("Browser.grantPermissions", {"permissions": ["clipboardReadWrite"]})
     page.click("Copy")
-    page.wait(lambda: any(b.text == "Copied" for b in page.all("footer button")), "copied")
+    page.wait(lambda: "Copied" in page.texts("footer button"), "copied")
     copied = page.browser.execute_async_script("navigator.clipboard.readText().then(arguments[0])")
     assert copied.startswith("`sinfo` lists")
     page.browser.refresh()
