@@ -109,6 +109,7 @@ class EngineRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="genera
     grammar: Grammar | None = None
     embed: Embed | None = None
     priority: int = 0  # lower runs first
+    deterministic: bool = False  # bit-identical in any batch: its steps are its own, and so are its cached blocks
     salt: bytes = b""  # prefix cache is shared only between requests of equal salt (one per API key)
 
     @property

@@ -24,6 +24,7 @@ class Sequence:
     arrival: float
     number: int  # order of arrival, breaks ties
     computed: int = 0
+    ahead: int = 0  # tokens behind `ids` that were chosen, or will be by a step under way, and are not known here yet
     blocks: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)  # of the full blocks of `ids`, grown on demand
     published: int = 0  # blocks already offered to the prefix index
@@ -53,6 +54,8 @@ class Sequence:
         far = rope is not None and rope.span_limit is not None and n > rope.span_limit
         mark = 0 if rope is None or not far else n if rope.kind == "dynamic" else 1
         root = root_key(nonce, request.salt, mark.to_bytes(8, "little"))
+        if request.deterministic:  # what others computed is not the same to the last bit
+            root = root_key(root, number.to_bytes(8, "little"))
         ends = frozenset(request.stop_ids) if request.ignore_eos else eos_ids | frozenset(request.stop_ids)
         return cls(request, root, n, list(request.prompt_ids), n, time.monotonic(), number, ends=ends)
 
@@ -71,8 +74,8 @@ class Sequence:
 
     @property
     def pending(self) -> int:
-        """Known tokens that are not computed yet: 1 while decoding."""
-        return len(self.ids) - self.computed
+        """Tokens that are not computed yet: 1 while decoding."""
+        return len(self.ids) + self.ahead - self.computed
 
     @property
     def reads_prompt(self) -> bool:
