@@ -10,8 +10,10 @@ memory, and a new one touches few pages.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -53,13 +55,48 @@ class RunGroup:
         return self.start + self.batch * self.length
 
 
+@dataclass(frozen=True)
+class PagedBatch:
+    """Runs as a GPU sees them: what varies from step to step is in its memory, and only bounds are known outside.
+
+    q_starts: [runs + 1] int32, run i has the rows q_starts[i] to q_starts[i + 1] of the step. contexts: [runs] int32,
+    the tokens that its last one sees, itself included; 0 makes zeros of its rows, for runs that only fill up a batch.
+    block_table: [runs, width] int32, the blocks that hold them; what lies past the context is never read.
+
+    rows: of all these runs; max_length: of the longest; max_context: of all contexts; each may be more than it is.
+    fixed_splits: sums are split by the context alone, so that a run's result does not depend on the others.
+    """
+
+    q_starts: Tensor
+    contexts: Tensor
+    block_table: Tensor
+    rows: int
+    max_length: int
+    max_context: int
+    fixed_splits: bool = False
+
+
 def rotate_into_cache(
-    q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, slots: Tensor, k_cache: Tensor, v_cache: Tensor
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    slots: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
 ) -> Tensor:
     """Turn q and k by their angles (see `rotate`) and put k and v into the cache. Returns the turned q.
 
-    q: [T, heads, dim]; k, v: [T, kv_heads, dim]; slots: [T] block * block_size + offset.
+    q: [T, heads, dim]; k, v: [T, kv_heads, dim]; slots: [T] block * block_size + offset. On a GPU a negative slot
+    writes nothing, and the cache may hold 8-bit floats: k_scale, v_scale: [kv_heads] float32, what they stand for in 1.
     """
+    if q.is_cuda:
+        from penstock.kernels.triton import rotary
+
+        return rotary.rotate_into_cache(q, k, v, cos, sin, slots, k_cache, v_cache, k_scale, v_scale)
     if native.can_rotate(q, cos, k_cache):
         return native.rotate_into(q, k, v, cos, sin, slots, k_cache, v_cache)
     block, place = slots // k_cache.shape[2], slots % k_cache.shape[2]
@@ -72,24 +109,37 @@ def paged_attention(
     q: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
-    groups: list[RunGroup],
+    groups: Sequence[RunGroup] | Sequence[PagedBatch],
     scale: float,
     window: int | None,
     *,
     softcap: float | None = None,
     chunk: int | None = None,
     alibi: Tensor | None = None,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
 ) -> Tensor:
     """Softmax attention of each run over its own cached tokens. q: [T, heads, dim] -> [T, heads * dim].
+
+    groups: runs of a processor, or of a GPU.
 
     The run's own keys and values are in the cache already. window: how many tokens back a query sees, itself included.
     softcap: scores become softcap * tanh(score / softcap). chunk: a query sees only keys of its own stretch of so many
     tokens. alibi: [heads, positions] float32, added to the scores by the place of the key (Press et al. 2021; the
-    query's place adds the same to all, which softmax forgets).
+    query's place adds the same to all, which softmax forgets). k_scale, v_scale: of an 8-bit cache, see
+    `rotate_into_cache`.
     """
+    if q.is_cuda:
+        from penstock.kernels.triton import attention
+
+        batches = cast(Sequence[PagedBatch], groups)
+        scales = {"k_scale": k_scale, "v_scale": v_scale}
+        return attention.paged_attention(
+            q, k_cache, v_cache, batches, scale, window, softcap=softcap, chunk=chunk, alibi=alibi, **scales
+        )
     out = torch.empty_like(q)
     compiled = native.can_attend(q, k_cache)
-    for group in groups:
+    for group in cast(Sequence[RunGroup], groups):
         whole = group.start == 0 and group.end == len(q)
         rows, result = (q, out) if whole else (q[group.start : group.end], out[group.start : group.end])
         if compiled:
