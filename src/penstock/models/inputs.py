@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from penstock.kernels.attention import RunGroup
+from penstock.kernels.attention import PagedBatch, RunGroup
 
 KVCache = list[tuple[Tensor, Tensor]]  # per layer keys and values, [blocks, kv_heads, block_size, head_width]
 
@@ -16,7 +16,7 @@ class Wanted:
     """The rows of a step whose result is needed, and how they attend as runs of length 1, in the same order."""
 
     rows: Tensor  # [R] int64
-    groups: list[RunGroup]
+    groups: list[RunGroup] | list[PagedBatch]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class StepInputs:
     """What one step computes: a flat batch of T tokens, run after run.
 
     ids, positions: [T] each token and its place in its sequence. spans: [T] or None, see Rotary. slots: [T] where its
-    key and value go in the cache. groups: the cached blocks that each run attends to, in the order of the rows. wanted:
+    key and value go in the cache. groups: the cached blocks that each run attends to, in the order of the rows, PagedBatch on a GPU. wanted:
     None where every row is. A prompt's other rows are there for their keys and values alone, so the last layer does
     nothing else for them.
     """
@@ -33,5 +33,5 @@ class StepInputs:
     positions: Tensor
     spans: Tensor | None
     slots: Tensor
-    groups: list[RunGroup]
+    groups: list[RunGroup] | list[PagedBatch]
     wanted: Wanted | None = None
