@@ -9,7 +9,8 @@ import random
 import torch
 from torch import Tensor
 
-from penstock.kernels.attention import PagedBatch, RunGroup, _attend, _Rule, alibi_table
+from penstock.kernels import attention
+from penstock.kernels.attention import PagedBatch, alibi_table
 
 BFLOAT16 = {"atol": 2e-2, "rtol": 2e-2}
 EXACT = {"atol": 2e-5, "rtol": 2e-5}
@@ -24,7 +25,7 @@ def close(got: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
     torch.testing.assert_close(got.float().cpu(), expected.float(), **(EXACT if dtype == torch.float32 else BFLOAT16))
 
 
-def attention(
+def attends(
     rng: random.Random,
     device: str,
     dtype: torch.dtype = torch.float32,
@@ -71,12 +72,42 @@ def attention(
     scales = {name: None if s is None else s.to(device) for name, s in scales.items()}
     got = paged_attention(q.to(device), k.to(device), v.to(device), [batch], scale, window, **options, **scales)
 
+    host = PagedBatch(starts, batch.contexts.cpu(), table, batch.rows, batch.max_length, batch.max_context)
+    options["alibi"] = alibi
     k, v = k.float().nan_to_num_(), v.float().nan_to_num_()
     if k_scale is not None and v_scale is not None:
         k, v = k * k_scale.view(-1, 1, 1), v * v_scale.view(-1, 1, 1)
-    expected = torch.empty(q.shape)
-    for i, n in enumerate(lengths):
-        rows = slice(int(starts[i]), int(starts[i]) + n)
-        group = RunGroup(0, n, [contexts[i]], table[i : i + 1].long())
-        _attend(q[rows].float(), expected[rows], k, v, group, _Rule(scale, window, softcap, chunk, alibi))
-    close(got, expected.flatten(1), dtype)
+    plain = attention.paged_attention(q.float(), k, v, [host], scale, window, **options)
+    close(got, plain, dtype)
+
+
+def writes(rng: random.Random, device: str, dtype: torch.dtype, cache: torch.dtype, scaled: bool) -> None:
+    """Rotary positions and the write into the cache."""
+    from penstock.kernels.triton.rotary import rotate_into_cache
+
+    heads, kv_heads, block_size = rng.choice([1, 4, 6]), rng.choice([1, 2, 5]), rng.choice([1, 3, 16])
+    dim, tokens = rng.choice([5, 16, 40, 128]), rng.choice([1, 2, 9])
+    qkv = torch.randn(tokens, heads + 2 * kv_heads, dim).to(dtype) * 3
+    q, k, v = qkv.split((heads, kv_heads, kv_heads), dim=1)
+    angles = torch.randn(tokens, 1, dim // 2) if dim % 2 == 0 else torch.zeros(tokens, 1, dim)
+    angles = torch.cat((angles, angles), dim=2)[..., :dim]
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    blocks = tokens // block_size + 3
+    slots = torch.randperm(blocks * block_size)[:tokens].to(torch.int32)
+    slots[rng.randrange(tokens)] = -1
+    shape = (blocks, kv_heads, block_size, dim)
+    got = [torch.zeros(shape, device=device).to(cache) for _ in range(2)]
+    expected = [torch.zeros(shape).to(cache if cache.itemsize == 1 else torch.float32) for _ in range(2)]
+    scales = [torch.rand(kv_heads) * 0.1 + 0.01 for _ in range(2)] if scaled else [None, None]
+    inputs = (q, k, v, cos, sin, slots)
+    wide = (x.float() if x.is_floating_point() else x for x in inputs)
+    turned = attention.rotate_into_cache(*wide, *expected, *scales)
+    result = rotate_into_cache(
+        *(x.to(device) for x in inputs), *got, *(None if s is None else s.to(device) for s in scales)
+    )
+    close(result, turned, dtype)
+    for a, b in zip(got, expected, strict=True):
+        if cache.itemsize == 1:  # a number between two may go either way
+            torch.testing.assert_close(a.float().cpu(), b.float(), atol=0.01, rtol=0.13)
+        else:
+            close(a, b, dtype)

@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from typing import cast
 
 import torch
@@ -75,6 +76,15 @@ class PagedBatch:
     max_context: int
     fixed_splits: bool = False
 
+    def groups(self) -> list[RunGroup]:
+        """The same runs as a processor takes them, each by itself."""
+        starts, contexts = self.q_starts.tolist(), self.contexts.tolist()
+        return [
+            RunGroup(start, stop - start, [context], blocks.unsqueeze(0).long())
+            for start, stop, context, blocks in zip(starts, starts[1:], contexts, self.block_table, strict=False)
+            if stop > start and context > 0
+        ]
+
 
 def rotate_into_cache(
     q: Tensor,
@@ -90,19 +100,35 @@ def rotate_into_cache(
 ) -> Tensor:
     """Turn q and k by their angles (see `rotate`) and put k and v into the cache. Returns the turned q.
 
-    q: [T, heads, dim]; k, v: [T, kv_heads, dim]; slots: [T] block * block_size + offset. On a GPU a negative slot
-    writes nothing, and the cache may hold 8-bit floats: k_scale, v_scale: [kv_heads] float32, what they stand for in 1.
+    q: [T, heads, dim]; k, v: [T, kv_heads, dim]; slots: [T] block * block_size + offset; those of type int32 may
+    be negative, to write nothing. The cache may hold 8-bit floats, which saturate; k_scale, v_scale: [kv_heads]
+    float32, what a 1 in it stands for.
     """
     if q.is_cuda:
         from penstock.kernels.triton import rotary
 
         return rotary.rotate_into_cache(q, k, v, cos, sin, slots, k_cache, v_cache, k_scale, v_scale)
-    if native.can_rotate(q, cos, k_cache):
+    if native.can_rotate(q, cos, k_cache) and slots.dtype == torch.int64:
         return native.rotate_into(q, k, v, cos, sin, slots, k_cache, v_cache)
-    block, place = slots // k_cache.shape[2], slots % k_cache.shape[2]
-    k_cache.transpose(1, 2)[block, place] = rotate(k, cos, sin)
-    v_cache.transpose(1, 2)[block, place] = v
+    kept, size = slots >= 0, k_cache.shape[2]
+    block, place = (slots[kept] // size).long(), (slots[kept] % size).long()
+    for cache, x, scales in ((k_cache, rotate(k, cos, sin), k_scale), (v_cache, v, v_scale)):
+        _bits(cache).transpose(1, 2)[block, place] = _bits(_narrowed(x, cache.dtype, scales))[kept]
     return rotate(q, cos, sin)
+
+
+def _bits(x: Tensor) -> Tensor:
+    """x, or where it holds 8-bit floats, which little is defined for, their bytes."""
+    return x.view(torch.uint8) if x.element_size() == 1 else x
+
+
+def _narrowed(x: Tensor, dtype: torch.dtype, scales: Tensor | None) -> Tensor:
+    """x [T, kv_heads, dim] as a cache of `dtype` holds it."""
+    if scales is not None:
+        x = x / scales.unsqueeze(1)
+    if dtype.itemsize == 1:
+        x = x.float().clamp(-torch.finfo(dtype).max, torch.finfo(dtype).max)
+    return x.to(dtype)
 
 
 def paged_attention(
@@ -137,9 +163,11 @@ def paged_attention(
         return attention.paged_attention(
             q, k_cache, v_cache, batches, scale, window, softcap=softcap, chunk=chunk, alibi=alibi, **scales
         )
-    out = torch.empty_like(q)
+    if k_cache.dtype.itemsize == 1:
+        k_cache, v_cache = _widened(k_cache, q.dtype, k_scale), _widened(v_cache, q.dtype, v_scale)
+    out = torch.zeros_like(q) if any(isinstance(group, PagedBatch) for group in groups) else torch.empty_like(q)
     compiled = native.can_attend(q, k_cache)
-    for group in cast(Sequence[RunGroup], groups):
+    for group in chain.from_iterable(g.groups() if isinstance(g, PagedBatch) else (g,) for g in groups):
         whole = group.start == 0 and group.end == len(q)
         rows, result = (q, out) if whole else (q[group.start : group.end], out[group.start : group.end])
         if compiled:
@@ -149,6 +177,12 @@ def paged_attention(
         else:
             _attend(rows, result, k_cache, v_cache, group, _Rule(scale, window, softcap, chunk, alibi))
     return out.flatten(1)
+
+
+def _widened(cache: Tensor, dtype: torch.dtype, scales: Tensor | None) -> Tensor:
+    """What a cache of 8-bit floats stands for."""
+    wide = cache.float() if scales is None else cache.float() * scales.view(-1, 1, 1)
+    return wide.to(dtype)
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def _rotate_into(
     v_stride,
     v_head_stride,
     kv_stride,
-    LIMIT: tl.constexpr,  # the largest number of the cache's type, with SCALED
+    LIMIT: tl.constexpr,  # the largest number of the cache's type, with NARROW
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     DIM: tl.constexpr,
@@ -50,6 +50,7 @@ def _rotate_into(
     BLOCK_SIZE: tl.constexpr,
     BATCH: tl.constexpr,
     SCALED: tl.constexpr,
+    NARROW: tl.constexpr,  # the cache holds 8-bit floats
 ):
     token, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     d = tl.arange(0, DIM_PAD)
@@ -57,22 +58,24 @@ def _rotate_into(
     s = tl.load(sin + token * DIM + d, mask=d < DIM, other=0.0).to(tl.float32)
     QUERIES: tl.constexpr = (HEADS + BATCH - 1) // BATCH
     if part < QUERIES:
-        head = part * BATCH + tl.arange(0, BATCH)
-        mask = (head < HEADS)[:, None] & (d < DIM)[None, :]
-        turned = _turned(q, c, s, token * q_stride + head * q_head_stride, d, DIM // 2, mask)
-        place = (token * HEADS + head)[:, None] * DIM + d[None, :]
-        tl.store(out + place, turned.to(out.dtype.element_ty), mask=mask)
+        query = part * BATCH + tl.arange(0, BATCH)
+        asked = (query < HEADS)[:, None] & (d < DIM)[None, :]
+        turned = _turned(q, c, s, token * q_stride + query * q_head_stride, d, DIM // 2, asked)
+        target = out + (token * HEADS + query)[:, None] * DIM + d[None, :]
+        tl.store(target, turned.to(out.dtype.element_ty), mask=asked)
     else:
         slot = tl.load(slots + token).to(tl.int64)
         head = (part - QUERIES) * BATCH + tl.arange(0, BATCH)
         mask = (head < KV_HEADS)[:, None] & (d < DIM)[None, :] & (slot >= 0)
         keys = _turned(k, c, s, token * k_stride + head * k_head_stride, d, DIM // 2, mask)
         values = tl.load(v + (token * v_stride + head * v_head_stride)[:, None] + d[None, :], mask=mask, other=0.0)
+        values = values.to(tl.float32)
         if SCALED:
-            by_key = tl.load(k_scale + head, mask=head < KV_HEADS, other=1.0)[:, None]
-            by_value = tl.load(v_scale + head, mask=head < KV_HEADS, other=1.0)[:, None]
-            keys = tl.minimum(tl.maximum(keys / by_key, -LIMIT), LIMIT)
-            values = tl.minimum(tl.maximum(values.to(tl.float32) / by_value, -LIMIT), LIMIT)
+            keys /= tl.load(k_scale + head, mask=head < KV_HEADS, other=1.0)[:, None]
+            values /= tl.load(v_scale + head, mask=head < KV_HEADS, other=1.0)[:, None]
+        if NARROW:
+            keys = tl.minimum(tl.maximum(keys, -LIMIT), LIMIT)
+            values = tl.minimum(tl.maximum(values, -LIMIT), LIMIT)
         place = slot // BLOCK_SIZE * kv_stride + (head * BLOCK_SIZE + slot % BLOCK_SIZE) * DIM
         tl.store(k_cache + place[:, None] + d[None, :], keys.to(k_cache.dtype.element_ty), mask=mask)
         tl.store(v_cache + place[:, None] + d[None, :], values.to(v_cache.dtype.element_ty), mask=mask)
@@ -121,6 +124,7 @@ def rotate_into_cache(
         BLOCK_SIZE=block_size,
         BATCH=_HEADS,
         SCALED=k_scale is not None,
+        NARROW=k_cache.element_size() == 1,
         num_warps=1 if dim <= 128 else 2,
     )
     return out
