@@ -71,7 +71,7 @@ def test_others_go_on_beside_it(tiny_llama: Path) -> None:
     engine.add(asked())
     engine.add(EngineRequest(id=1, prompt_ids=PROMPT[:10], max_new_tokens=12, ignore_eos=True))
     got: dict[int, int] = {0: 0, 1: 0}
-    while not got[1] == 12:
+    while got[1] != 12:
         outputs = engine.step().outputs
         assert len(outputs) <= 1
         for output in outputs:

@@ -7,6 +7,7 @@ HIP_VISIBLE_DEVICES) decides which there are, and their numbers.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -60,9 +61,7 @@ def choose_device(asked: str) -> torch.device:
     """
     kind, _, number = asked.partition(":")
     if asked not in ("auto", "cpu", "cuda") and not (kind == "cuda" and number.isdecimal()):
-        raise UsageError(
-            f"unknown device {asked!r}", hint="--device takes auto, cpu, cuda, or cuda:1 for the second GPU"
-        )
+        raise UsageError(f"unknown device {asked!r}", hint="--device takes auto, cpu, cuda, or cuda:1 for the second")
     if asked == "cpu":
         return torch.device("cpu")
     found = cards()
@@ -71,9 +70,7 @@ def choose_device(asked: str) -> torch.device:
     index = int(number) if number else 0
     if index >= len(found):
         why = f"there are {len(found)} GPUs, numbered from 0 (CUDA_VISIBLE_DEVICES)" if found else why_none()
-        raise EnvironmentFault(
-            f"no GPU for --device {asked}", why, "`penstock doctor` tells more; --device cpu does without"
-        )
+        raise EnvironmentFault(f"no GPU for --device {asked}", why, "see `penstock doctor`; --device cpu does without")
     return torch.device("cuda", index)
 
 
@@ -88,6 +85,28 @@ def free_and_total(device: torch.device) -> tuple[int, int]:
     """Bytes of the card that nobody holds, and all of it. What torch keeps for itself counts as held."""
     free, total = torch.cuda.mem_get_info(device)
     return free, total
+
+
+def describe(device: torch.device) -> str:
+    """A card in words, and this process told to use it."""
+    torch.cuda.set_device(device)
+    return str(cards()[device.index or 0])
+
+
+def peak_bytes(work: Callable[[], None]) -> int:
+    """The most that `work` held at once beside what was there before."""
+    torch.cuda.synchronize()
+    held = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    work()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - held
+
+
+def give_back() -> None:
+    """Let the card have what torch keeps for later and nobody uses."""
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
 
 
 def choose_dtype(asked: str, checkpoint: str | None) -> tuple[torch.dtype, str]:

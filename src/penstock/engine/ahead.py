@@ -76,7 +76,7 @@ class AheadLoop(EngineLoop):
 
     @torch.inference_mode()
     def _compute(self, runs: list[Run]) -> list[SequenceOutput]:
-        """Launch a step, then read the one before it. What was made before something fails goes out with the next step."""
+        """Launch a step, then read the one before it. What one of the two made goes out later if the other fails."""
         before, self._under_way = self._under_way, None
         outputs, self._rescued = self._rescued, []
         failure: Exception | None = None

@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ class DecodeGraphs:
         self.sizes = usable_sizes(sizes, rows.count)
         self._graphs: dict[int, _Graph] = {}
         self._used: Counter[int] = Counter()
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None
 
     def size_for(self, count: int) -> int | None:
         """The size to replay for so many runs; None where that step is not captured, or not yet."""

@@ -32,6 +32,7 @@ from penstock.plan.memory import GIB, Footprint, KVPlan, human, longest_that_fit
 from penstock.plan.work import StepCost
 
 HEAD_ROWS = 64  # rows of scores at a time where every prompt position is scored
+_NOT_HERE = "; --kv-cache-dtype is for GPUs, and has no effect"
 _STEP_TOKENS = 2048  # default budget of a step: enough rows for full speed of the matrix products
 
 
@@ -92,7 +93,7 @@ def load_model(config: EngineConfig, on_stage: Callable[[Stage], None]) -> Loade
     kv_token = plan.kv_bytes // (plan.num_blocks * plan.block_size)
     kv_text = (
         f"{plan.num_blocks * plan.block_size} tokens x {human(kv_token)} = {human(plan.kv_bytes)} "
-        f"({plan.reason}; --max-batch-total-tokens)"
+        f"({plan.reason}; --max-batch-total-tokens){'' if config.kv_cache_dtype is None else _NOT_HERE}"
     )
     clock.done("KV memory", f"weights {human(weight_bytes)} + KV {kv_text}")
 

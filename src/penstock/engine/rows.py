@@ -1,7 +1,7 @@
 """The running sequences as a device keeps them: each has a row with its blocks and its last token.
 
-Only what is new travels there: tokens that the device did not choose itself, and blocks that a sequence was given since.
-Everything else that a step needs is made there from these rows.
+Only what is new travels there: tokens that the device did not choose itself, and blocks that a sequence was given
+since. Everything else that a step needs is made there from these rows.
 """
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ class DeviceRows:
         made so many.
         """
         ids: list[int] = []
-        index, contexts, lengths, at, blocks = [], [], [], [], []
+        index, contexts, lengths = [], [], []
+        at: list[int] = []
+        blocks: list[int] = []
         for run in runs:
             s, start = run.sequence, run.sequence.computed
             stop = start + run.length

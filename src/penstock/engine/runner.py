@@ -26,9 +26,10 @@ from penstock.models.inputs import KVCache
 class Flight:
     """A step under way on the device.
 
-    read: runs that reach the end of a prompt after which nothing is generated. near: sequences whose token the device chooses, and their rows in `chosen`;
-    far: those whose token the host will choose, row i of `scores` for the i-th. chosen: [2, n] float64, tokens and their
-    log-probabilities or scores; scores: [far, vocab]. Both are on the host, and hold nothing before `wait`.
+    read: runs that reach the end of a prompt after which nothing is generated. near: sequences whose token the device
+    chooses, and their rows in `chosen`; far: those whose token the host will choose, row i of `scores` for the i-th.
+    chosen: [2, n] float64, tokens and their log-probabilities or scores; scores: [far, vocab]. Both are on the host,
+    and hold nothing before `wait`. parts: of prompts that are read chunk by chunk.
     """
 
     runs: list[Run]
@@ -37,7 +38,7 @@ class Flight:
     far: list[Sequence]
     chosen: Tensor | None
     scores: Tensor | None
-    parts: list[SequenceOutput]  # of prompts that are read chunk by chunk
+    parts: list[SequenceOutput]
     began: torch.cuda.Event | None
     ended: torch.cuda.Event | None = None
 

@@ -55,8 +55,9 @@ class Decoder:
         """An empty cache beside the weights, of their type unless `dtype` says another. Zeroed, because stale
         infinities would poison the padding of attention."""
         shape = (num_blocks, self.config.num_kv_heads, block_size, self.config.head_width)
-        if self.device.type != "cpu":  # one piece, so that nothing is lost between its parts
-            dtype, layers = dtype or self.dtype, self.config.num_layers
+        dtype = dtype or self.dtype
+        if self.device.type != "cpu" or dtype.itemsize == 1:  # one piece, so that nothing is lost between its parts
+            layers = self.config.num_layers
             size = 2 * layers * prod(shape) * dtype.itemsize
             whole = torch.zeros(size, dtype=torch.uint8, device=self.device).view(dtype)
             keys, values = whole.view(2, layers, *shape).unbind()

@@ -24,7 +24,7 @@ class StepInputs:
     """What one step computes: a flat batch of T tokens, run after run.
 
     ids, positions: [T] each token and its place in its sequence. spans: [T] or None, see Rotary. slots: [T] where its
-    key and value go in the cache. groups: the cached blocks that each run attends to, in the order of the rows, PagedBatch on a GPU. wanted:
+    key and value go in the cache. groups: the cached blocks that each run attends to, in the order of the rows. wanted:
     None where every row is. A prompt's other rows are there for their keys and values alone, so the last layer does
     nothing else for them.
     """

@@ -121,8 +121,7 @@ def plan_card(
             f"too little memory on the GPU: KV of {human(max(blocks, 1) * block)}, room for {human(max(room, 0))}",
             f"of {human(card.total)} {human(card.free)} are free; this server holds {human(card.held)} and keeps "
             f"{human(reserve)} for its steps; it may take {fraction:.0%} (--cuda-memory-fraction)",
-            "try --quantize fp8, --kv-cache-dtype fp8_e4m3fn, a smaller --max-batch-prefill-tokens or --max-batch-size, "
-            "or end what else runs on the card",
+            "try --quantize fp8, --kv-cache-dtype fp8_e4m3fn, or a smaller --max-batch-size; end what else runs there",
         )
     return KVPlan(blocks, block_size, blocks * block, reason)
 
