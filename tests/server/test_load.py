@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,10 @@ def test_random_disconnects_leak_nothing(start_server: StartServer, long_llama: 
     before = len(list(sockets.iterdir()))
     asyncio.run(storm())
     server.wait_idle(2)
-    assert len(list(sockets.iterdir())) <= before + 2
+    until = time.monotonic() + 5
+    while len(list(sockets.iterdir())) > before + 2:
+        assert time.monotonic() < until, [link.readlink() for link in sockets.iterdir()]
+        time.sleep(0.05)
     free = server.metric('penstock_kv_blocks{state="free"}') + server.metric('penstock_kv_blocks{state="cached"}')
     assert free == server.metric("penstock_kv_blocks_capacity")
     assert server.post("/generate", {"inputs": "a", "parameters": {"max_new_tokens": 1}}).status == 200
