@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from penstock.engine.block_pool import BlockPool, block_key, root_key
@@ -85,7 +84,7 @@ class Sequence:
         return self.request.reads_prompt and self.computed < self.prompt_length
 
     @property
-    def withheld(self) -> Collection[int]:
+    def withheld(self) -> list[int]:
         """Tokens that must not come next, if anything else can: an end before the least length, and, where the end of
         sequence is ignored, the one that a grammar offers."""
         if self.generated < self.request.min_new_tokens:
