@@ -114,7 +114,24 @@ def attention() -> None:
     one(32, 8, 128, 500, torch.float8_e5m2)
 
 
-PARTS = {"attention": attention}
+def products() -> None:
+    """A projection with residual and a gated MLP, in each form, at each number of rows that has code of its own."""
+    from penstock.kernels.triton import product
+    from penstock.kernels.triton.product import _few, pack
+
+    if torch.version.hip is not None:
+        product.fp8_type = lambda: torch.float8_e4m3fnuz
+    for form in ("bf16", "fp8", "int8", "int4"):
+        weight = torch.zeros(4096, 4096, dtype=torch.bfloat16)
+        plain = pack(form, (weight,), (None,), None)
+        gated = pack(form, (weight[:1024], weight[1024:2048]), (None, None), "silu")
+        for rows in (1, 2, 4, 8, 32, 64):
+            x = torch.zeros(rows, 4096, dtype=torch.bfloat16)
+            _few(plain, x, x)
+            _few(gated, x, None)
+
+
+PARTS = {"attention": attention, "products": products}
 
 
 def main() -> None:

@@ -7,10 +7,12 @@ from __future__ import annotations
 import random
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from penstock.kernels import attention
 from penstock.kernels.attention import PagedBatch, alibi_table
+from penstock.kernels.norms import ACTIVATIONS, quantize_rows
 
 BFLOAT16 = {"atol": 2e-2, "rtol": 2e-2}
 EXACT = {"atol": 2e-5, "rtol": 2e-5}
@@ -111,3 +113,58 @@ def writes(rng: random.Random, device: str, dtype: torch.dtype, cache: torch.dty
             torch.testing.assert_close(a.float().cpu(), b.float(), atol=0.01, rtol=0.13)
         else:
             close(a, b, dtype)
+
+
+def multiplies(rng: random.Random, device: str, dtype: torch.dtype, form: str, rows: int, size: int = 1) -> None:
+    """A projection with bias and residual, and a gated MLP."""
+    from penstock.kernels.triton import product
+
+    n, k = rng.choice([7, 16, 40]) * size, rng.choice([64, 192, 1088]) * size
+    x, residual = torch.randn(rows, k + 8).to(dtype)[:, 8:], torch.randn(rows, n).to(dtype)
+    weights = tuple((torch.randn(n, k) / k**0.5).to(dtype) for _ in range(2))
+    biases = tuple(torch.randn(n).to(dtype) for _ in range(2))
+    activation = rng.choice(sorted(product.KINDS))
+    plain = product.pack(form, (weights[0].to(device),), (biases[0].to(device),), None)
+    gated = product.pack(form, tuple(w.to(device) for w in weights), (biases[0].to(device), None), activation)
+    stored = product.widened(gated, torch.float32).cpu().float()
+    error = {"bf16": 0.0, "fp8": 0.04, "int8": 0.012, "int4": 0.15}[form]
+    whole = torch.cat(weights).float()
+    assert (stored - whole).norm() <= error * whole.norm()
+    y = x.float() @ stored[:n].T + biases[0].float()
+    close(product.multiply(plain, x.to(device), residual.to(device)), y + residual.float(), dtype)
+    up = x.float() @ stored[n:].T
+    close(product.multiply(gated, x.to(device)), ACTIVATIONS[activation](y) * up, dtype)
+
+
+def normalizes(rng: random.Random, device: str, dtype: torch.dtype) -> None:
+    """Norms of strided rows, with the residual before and 8 bits after; activations of two halves."""
+    from penstock.kernels.triton import activation, norms
+
+    n, inner, tokens = rng.choice([5, 64, 200]), rng.choice([1, 3]), rng.choice([1, 4])
+    x = torch.randn(tokens, inner + 2, n).to(dtype)[:, 1 : 1 + inner]
+    weight, bias = torch.randn(n).to(dtype), torch.randn(n).to(dtype)
+    wide, moved = x.float(), x.to(device)
+    moved = torch.cat((moved, moved), dim=1)[:, :inner]  # the strides of a split
+    for kind, b in (("rms", None), ("layer", bias)):
+        got = norms.norm(moved, kind, weight.to(device), None if b is None else b.to(device), 1e-5)[0]
+        if kind == "rms":
+            close(got, F.rms_norm(wide, (n,), weight.float(), 1e-5), dtype)
+        else:
+            close(got, F.layer_norm(wide, (n,), weight.float(), bias.float(), 1e-5), dtype)
+    rows, residual = torch.randn(tokens, n).to(dtype), torch.randn(tokens, n).to(dtype)
+    normed, total, _ = norms.norm(rows.to(device), "rms", weight.to(device), None, 1e-5, residual.to(device))
+    summed = (rows.float() + residual.float()).to(dtype)
+    close(total, summed.float(), dtype)
+    close(normed, F.rms_norm(summed.float(), (n,), weight.float(), 1e-5), dtype)
+    for narrow in (torch.int8, torch.float8_e4m3fn):
+        values, _, scales = norms.norm(rows.to(device), "none", narrow=narrow)
+        expected, by_row = quantize_rows(rows.cpu(), narrow)
+        torch.testing.assert_close(scales.cpu(), by_row)
+        step = 1 if narrow == torch.int8 else 32
+        assert (values.float().cpu() - expected.float()).abs().max() <= step
+        back = values.float().cpu() * scales.cpu().unsqueeze(1)
+        assert (back - rows.float()).abs().max() <= by_row.max() * step
+    kind = rng.choice(sorted(activation.KINDS))
+    halves = torch.randn(tokens, 2 * n).to(dtype)
+    got = activation.gate_product(halves.to(device), activation.KINDS[kind])
+    close(got, ACTIVATIONS[kind](halves[:, :n].float()) * halves[:, n:].float(), dtype)

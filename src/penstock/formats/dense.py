@@ -8,7 +8,7 @@ that is our own (kernels/cpu/matmul_bf16.cpp), elsewhere oneDNN's.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,9 @@ from penstock.devices.cpu import fast_bfloat16
 from penstock.kernels import products
 from penstock.kernels.norms import ACTIVATIONS
 from penstock.kernels.products import Packed
+
+if TYPE_CHECKING:
+    from penstock.kernels.triton.product import DeviceMatrix
 
 _FUSED = {"silu": "swish", "swish": "swish"}  # by oneDNN's names
 _ROWS_HINT = 32  # oneDNN chooses its layout for about this many rows a step; good from 1 to 512
@@ -76,7 +79,7 @@ class Plain:
 class Panels:
     """A matrix that our own kernels multiply, in any of their forms."""
 
-    packed: Packed
+    packed: Packed | DeviceMatrix
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         return products.multiply(self.packed, x, residual)
@@ -109,7 +112,7 @@ class OneDnn:
 class GatedPanels:
     """The two matrices of a gated MLP, side by side in panels."""
 
-    packed: Packed
+    packed: Packed | DeviceMatrix
 
     def __call__(self, x: Tensor) -> Tensor:
         return products.multiply_gated(self.packed, x)

@@ -49,14 +49,14 @@ def _attend(
     q,  # [T, heads, DIM]
     k_cache,  # [blocks, kv_heads, BLOCK_SIZE, DIM]
     v_cache,
-    k_scale,  # [kv_heads] float32 with SCALED
+    k_scale,  # [kv_heads] float32, or None
     v_scale,
-    alibi,  # [heads, alibi_width] float32 with ALIBI
+    alibi,  # [heads, alibi_width] float32, or None
     q_starts,  # [runs + 1]
     contexts,  # [runs]
     block_table,  # [runs, table_stride]
     scale,
-    softcap,
+    softcap,  # or None, as the next two
     window,
     chunk,
     runs,
@@ -78,11 +78,6 @@ def _attend(
     TILE: tl.constexpr,
     ONE_TILE: tl.constexpr,  # no run is longer than a tile
     SPLIT: tl.constexpr,
-    SCALED: tl.constexpr,
-    SOFTCAP: tl.constexpr,
-    WINDOW: tl.constexpr,
-    CHUNK: tl.constexpr,
-    ALIBI: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     kv_head, part = tl.program_id(1), tl.program_id(2)
@@ -108,9 +103,9 @@ def _attend(
     before = context - length  # tokens ahead of the run
     position = before + query
     low, high = 0, before + tl.minimum(first + BLOCK_Q, length)
-    if WINDOW:
+    if window is not None:
         low = tl.maximum(low, before + first - window + 1)
-    if CHUNK:
+    if chunk is not None:
         low = tl.maximum(low, (before + first) // chunk * chunk)
     low = low // TILE * TILE
     if SPLIT:
@@ -121,7 +116,7 @@ def _attend(
         high = tl.minimum(high, low + share * TILE)
 
     factor = scale
-    if SCALED:
+    if k_scale is not None:
         factor *= tl.load(k_scale + kv_head)
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
@@ -136,15 +131,15 @@ def _attend(
         keys = tl.load(k_cache + place[:, None] + d[None, :], mask=lies, other=0.0)
         values = tl.load(v_cache + place[:, None] + d[None, :], mask=lies, other=0.0)
         scores = tl.dot(queries, tl.trans(keys).to(queries.dtype), input_precision=PRECISION) * factor
-        if SOFTCAP:  # tanh by the exponential function, which every card has
+        if softcap is not None:  # tanh by the exponential function, which every card has
             scores = softcap * (1 - 2 / (tl.exp(scores * (2 / softcap)) + 1))
-        if ALIBI:
+        if alibi is not None:
             drawn = filled[:, None] & (key < alibi_width)[None, :]
             scores += tl.load(alibi + head[:, None] * alibi_width + key[None, :], mask=drawn, other=0.0)
         seen = (key[None, :] <= position[:, None]) & known[None, :]
-        if WINDOW:
+        if window is not None:
             seen &= key[None, :] > position[:, None] - window
-        if CHUNK:
+        if chunk is not None:
             seen &= key[None, :] >= (position // chunk * chunk)[:, None]
         scores = tl.where(seen, scores * _LOG2E, float("-inf"))
         higher = tl.maximum(top, tl.max(scores, 1))
@@ -157,7 +152,7 @@ def _attend(
         top = higher
 
     mixed /= tl.where(total == 0, 1.0, total)[:, None]
-    if SCALED:
+    if v_scale is not None:
         mixed *= tl.load(v_scale + kv_head)
     if SPLIT:
         slot = ((run * max_length + query).to(tl.int64) * heads + head) * splits + part
@@ -267,7 +262,7 @@ def paged_attention(
         one_tile = batch.max_length <= shape.block_q
         tiles = runs if one_tile else batch.rows // shape.block_q + runs
         splits, split_tiles = _splits(batch, tiles, kv_heads, shape, q.device)
-        parts = weights = out
+        parts = weights = None
         if splits > 1:
             parts = q.new_empty((runs * batch.max_length, heads, splits, dim), dtype=torch.float32)
             weights = q.new_empty((runs * batch.max_length, heads, splits), dtype=torch.float32)
@@ -278,16 +273,16 @@ def paged_attention(
             q,
             k_cache,
             v_cache,
-            out if k_scale is None else k_scale,
-            out if v_scale is None else v_scale,
-            out if alibi is None else alibi,
+            k_scale,
+            v_scale,
+            alibi,
             batch.q_starts,
             batch.contexts,
             batch.block_table,
             scale,
-            softcap or 1.0,
-            window or 0,
-            chunk or 1,
+            softcap,
+            window,
+            chunk,
             runs,
             batch.block_table.stride(0),
             batch.max_length,
@@ -307,11 +302,6 @@ def paged_attention(
             TILE=shape.tile,
             ONE_TILE=one_tile,
             SPLIT=splits > 1,
-            SCALED=k_scale is not None,
-            SOFTCAP=softcap is not None,
-            WINDOW=window is not None,
-            CHUNK=chunk is not None,
-            ALIBI=alibi is not None,
             PRECISION=precision,
             num_warps=shape.warps,
             num_stages=shape.stages,

@@ -22,7 +22,7 @@ def processors(device: torch.device) -> int:
 
 def fp8_type() -> torch.dtype:
     """The 8-bit float that the card's matrix units take: OCP's, or with AMD's CDNA 3 the one without infinities."""
-    if rocm() and "gfx94" in torch.cuda.get_device_properties(0).gcnArchName:
+    if rocm() and torch.cuda.is_available() and "gfx94" in torch.cuda.get_device_properties(0).gcnArchName:
         return torch.float8_e4m3fnuz
     return torch.float8_e4m3fn
 

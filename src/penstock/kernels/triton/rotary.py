@@ -33,7 +33,7 @@ def _rotate_into(
     slots,  # [T]
     k_cache,  # [blocks, kv_heads, BLOCK_SIZE, DIM]
     v_cache,
-    k_scale,  # [kv_heads] float32 with SCALED
+    k_scale,  # [kv_heads] float32, or None
     v_scale,
     q_stride,
     q_head_stride,
@@ -49,7 +49,6 @@ def _rotate_into(
     DIM_PAD: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     BATCH: tl.constexpr,
-    SCALED: tl.constexpr,
     NARROW: tl.constexpr,  # the cache holds 8-bit floats
 ):
     token, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -70,8 +69,9 @@ def _rotate_into(
         keys = _turned(k, c, s, token * k_stride + head * k_head_stride, d, DIM // 2, mask)
         values = tl.load(v + (token * v_stride + head * v_head_stride)[:, None] + d[None, :], mask=mask, other=0.0)
         values = values.to(tl.float32)
-        if SCALED:
+        if k_scale is not None:
             keys /= tl.load(k_scale + head, mask=head < KV_HEADS, other=1.0)[:, None]
+        if v_scale is not None:
             values /= tl.load(v_scale + head, mask=head < KV_HEADS, other=1.0)[:, None]
         if NARROW:
             keys = tl.minimum(tl.maximum(keys, -LIMIT), LIMIT)
@@ -107,8 +107,8 @@ def rotate_into_cache(
         slots,
         k_cache,
         v_cache,
-        out if k_scale is None else k_scale,
-        out if v_scale is None else v_scale,
+        k_scale,
+        v_scale,
         q.stride(0),
         q.stride(1),
         k.stride(0),
@@ -123,7 +123,6 @@ def rotate_into_cache(
         DIM_PAD=power_of_2(dim),
         BLOCK_SIZE=block_size,
         BATCH=_HEADS,
-        SCALED=k_scale is not None,
         NARROW=k_cache.element_size() == 1,
         num_warps=1 if dim <= 128 else 2,
     )

@@ -1,0 +1,202 @@
+"""Products with a matrix that was packed at load: 16-bit numbers, or 8 or 4 bits with scales.
+
+Up to a few rows go by `matvec`, up to some hundred by `matmul`, both of which read each weight once as it is stored.
+Beyond, arithmetic counts and the vendor's library multiplies: weights of 8-bit floats with rows rounded to 8-bit floats,
+those of whole numbers after they are widened.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from penstock.kernels.triton.activation import KINDS, gate_product
+from penstock.kernels.triton.device import fp8_type, power_of_2, rocm
+from penstock.kernels.triton.matmul import matmul
+from penstock.kernels.triton.matvec import matvec
+from penstock.kernels.triton.norms import norm
+
+GROUP = 32  # inputs that share a scale in 4 bits
+_REACHES = (-8.6, -8.0, -7.4, 7.0, 7.6, 8.2)  # what the largest weight of a group is tried as; -8 is the furthest
+_VECTOR_ROWS = {"plain": 2, "fp8": 2, "int8": 2, "int4": 1}  # more are quicker on the matrix units
+_STRIP_ROWS = {"plain": 64, "fp8": 64, "int8": 256, "int4": 256}  # more are quicker by the vendor's library
+
+
+@dataclass(frozen=True)
+class DeviceMatrix:
+    """A matrix [n, k], or the two of a gated MLP one behind the other, as the kernels read it.
+
+    form: plain, fp8, int8 (one scale an output), int4 (one a group of inputs; a byte holds the weight of an input in
+    its low half and that of the input half a row further in its high half). gate: the activation of a gated MLP, in
+    the kernels' name, or "none".
+    """
+
+    form: str
+    weights: Tensor
+    scales: Tensor | None
+    bias: Tensor | None
+    n: int
+    k: int
+    gate: str
+
+
+def can_multiply(form: str, weight: Tensor) -> bool:
+    """Whether a matrix [out, in] can be packed in a form (bf16, fp8, int8, int4)."""
+    return weight.dtype in (torch.bfloat16, torch.float16) and (form != "int4" or weight.shape[1] % (2 * GROUP) == 0)
+
+
+def pack(
+    form: str, weights: tuple[Tensor, ...], biases: tuple[Tensor | None, ...], activation: str | None
+) -> DeviceMatrix:
+    """Pack a matrix [out, in], or the two of a gated MLP, whose activation is one of KINDS."""
+    n, k = weights[0].shape
+    parts = [_QUANTIZE[form](w) for w in weights]
+    stored = torch.cat([values for values, _scales in parts]) if len(parts) > 1 else parts[0][0].contiguous()
+    scales = [s for _values, s in parts if s is not None]
+    given = [b for b in biases if b is not None]
+    if given:  # a gated MLP may have a bias on one half only
+        given = [weights[0].new_zeros(n) if b is None else b for b in biases]
+    gate = "none" if activation is None else KINDS[activation]
+    return DeviceMatrix(
+        "plain" if form == "bf16" else form,
+        stored,
+        torch.cat(scales) if scales else None,
+        torch.cat(given) if given else None,
+        *(n, k, gate),
+    )
+
+
+def _as_it_is(weight: Tensor) -> tuple[Tensor, None]:
+    return weight, None
+
+
+def _to_fp8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """[out, in] to 8-bit floats and a scale for each row."""
+    dtype = fp8_type()
+    limit = torch.finfo(dtype).max
+    wide = weight.float()
+    scales = wide.abs().amax(dim=1).clamp_min_(1e-12).div_(limit)
+    return wide.div_(scales.unsqueeze(1)).clamp_(-limit, limit).to(dtype), scales
+
+
+def _to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """[out, in] to whole numbers in [-127, 127] and a scale for each row."""
+    wide = weight.float()
+    scales = wide.abs().amax(dim=1).clamp_min_(1e-12).div_(127)
+    return wide.div_(scales.unsqueeze(1)).round_().to(torch.int8), scales
+
+
+def _to_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """[out, in] to bytes [out, in / 2] and bfloat16 scales [out, in / GROUP], of a few the one of each group that leaves
+    the least squared error."""
+    n, k = weight.shape
+    groups = weight.float().view(n, k // GROUP, GROUP)
+    signed = groups.gather(2, groups.abs().argmax(dim=2, keepdim=True))
+    best = torch.zeros_like(signed)
+    least = torch.full_like(signed, float("inf"))
+    values = torch.zeros_like(groups)
+    for reach in _REACHES:
+        scale = ((signed if reach < 0 else signed.abs()) / reach).bfloat16().float()
+        rounded = (groups / torch.where(scale == 0, 1.0, scale) + 0.5).floor_().clamp_(-8, 7)
+        error = (groups - rounded * scale).square_().sum(dim=2, keepdim=True)
+        better = error < least
+        least, best = torch.where(better, error, least), torch.where(better, scale, best)
+        values = torch.where(better, rounded, values)
+    bits = values.view(n, k).add_(8).to(torch.uint8)
+    return bits[:, : k // 2] | bits[:, k // 2 :] << 4, best.squeeze(2).bfloat16()
+
+
+_QUANTIZE = {"bf16": _as_it_is, "fp8": _to_fp8, "int8": _to_int8, "int4": _to_int4}
+
+
+def widened(matrix: DeviceMatrix, dtype: torch.dtype) -> Tensor:
+    """What a matrix stands for, [n or 2 n, k]."""
+    if matrix.form == "plain" or matrix.scales is None:
+        return matrix.weights
+    if matrix.form != "int4":
+        return (matrix.weights.to(torch.float32) * matrix.scales.unsqueeze(1)).to(dtype)
+    values = torch.cat((matrix.weights & 15, matrix.weights >> 4), dim=1).to(dtype).sub_(8)
+    return values.view(*matrix.scales.shape, GROUP).mul_(matrix.scales.unsqueeze(2).to(dtype)).view(-1, matrix.k)
+
+
+def multiply(matrix: DeviceMatrix, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    """activation(x @ gate.T) * (x @ up.T) of a gated MLP, else x @ weight.T + residual. x: [T, k] -> [T, n]."""
+    x = x if x.stride(1) == 1 else x.contiguous()
+    rows = len(x)
+    if rows <= _STRIP_ROWS[matrix.form]:
+        return _few(matrix, x, residual)
+    y = _many(matrix, x)
+    if matrix.bias is not None:
+        y += matrix.bias
+    if matrix.gate != "none":
+        y = gate_product(y, matrix.gate)
+    return y if residual is None else y.add_(residual)
+
+
+def _few(matrix: DeviceMatrix, x: Tensor, residual: Tensor | None) -> Tensor:
+    """By our own kernels, in one launch."""
+    rows = len(x)
+    out = torch.empty(rows, matrix.n, dtype=x.dtype, device=x.device)
+    if rows == 0:
+        return out
+    if residual is not None and residual.stride(1) != 1:
+        residual = residual.contiguous()
+    given = (matrix.weights, matrix.scales, matrix.bias, residual)
+    stride = 0 if residual is None else residual.stride(0)
+    sizes = (matrix.n, x.stride(0), stride)
+    if rows <= _VECTOR_ROWS[matrix.form]:
+        block_n, block_k, stages = vector_tile(matrix, rows)
+        grid = (-(-matrix.n // block_n),)
+        options = {"ROWS": rows, "BLOCK_N": block_n, "BLOCK_K": block_k, "STAGES": stages}
+        matvec[grid](out, x, *given, *sizes, K=matrix.k, FORM=matrix.form, GATE=matrix.gate, GROUP=GROUP, **options)
+        return out
+    block_m, block_n, block_k, stages = strip_tile(matrix, rows)
+    grid = (-(-matrix.n // block_n), -(-rows // block_m))
+    options = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "STAGES": stages, "PRECISION": "ieee"}
+    matmul[grid](out, x, *given, rows, *sizes, K=matrix.k, FORM=matrix.form, GATE=matrix.gate, GROUP=GROUP, **options)
+    return out
+
+
+def vector_tile(matrix: DeviceMatrix, rows: int) -> tuple[int, int, int]:
+    """Columns and inputs of a step of `matvec`, and how many steps are on their way: 8 KiB of weights a step."""
+    block_n, block_k = (8, 512) if matrix.form == "plain" else (8, 1024)
+    if rows == 2 or matrix.form == "int4":
+        block_n //= 2
+    while block_k >= 2 * matrix.weights.shape[1] and block_k > GROUP:
+        block_k //= 2
+    return block_n, block_k, 2 if rocm() else 4
+
+
+def strip_tile(matrix: DeviceMatrix, rows: int) -> tuple[int, int, int, int]:
+    """Rows, columns and inputs of a step of `matmul`, and how many steps are on their way."""
+    block_m = min(max(16, power_of_2(rows)), 64)
+    block_n = 16 if matrix.n <= 8192 else 32
+    if rows > 64:
+        block_n = 64
+    block_k = {16: 256, 32: 128, 64: 128}[block_m]
+    if rocm() or matrix.form == "int4":  # less shared memory there; two weights a byte here
+        block_k //= 2
+    return block_m, block_n, block_k, 2 if rocm() else 4
+
+
+@cache
+def _multiplies_rows_of_fp8(device: torch.device) -> bool:
+    """Whether the vendor's library takes 8-bit floats with a scale a row."""
+    return device.type == "cuda" and (rocm() or torch.cuda.get_device_capability(device) >= (9, 0))
+
+
+def _many(matrix: DeviceMatrix, x: Tensor) -> Tensor:
+    """By the vendor's library, without what follows. -> [T, n or 2 n]"""
+    whole = matrix.n % 16 == 0 and matrix.k % 16 == 0
+    if matrix.form == "fp8" and whole and matrix.scales is not None and _multiplies_rows_of_fp8(x.device):
+        rows, _total, scales = norm(x, "none", narrow=matrix.weights.dtype)
+        by_row, by_column = scales.unsqueeze(1), matrix.scales.unsqueeze(0)
+        y = torch._scaled_mm(
+            rows, matrix.weights.T, by_row, by_column, out_dtype=torch.bfloat16, use_fast_accum=not rocm()
+        )
+        return y.to(x.dtype)
+    return F.linear(x, widened(matrix, x.dtype))

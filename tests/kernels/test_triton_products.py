@@ -1,0 +1,39 @@
+"""Products, norms and activations as Triton kernels, on the interpreter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.kernels import triton_twins as twins
+
+pytest.importorskip("triton", reason="Triton has no wheel for this machine")
+
+from penstock.kernels.triton import product  # noqa: E402
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 40])
+@pytest.mark.parametrize("form", ["bf16", "fp8", "int8", "int4"])
+def test_products_equal_those_of_torch(form: str, rows: int) -> None:
+    twins.multiplies(twins.seeded(rows), "cpu", torch.bfloat16, form, rows)
+
+
+@pytest.mark.parametrize("form", ["bf16", "fp8", "int8", "int4"])
+def test_products_of_many_rows_go_by_the_library(form: str) -> None:
+    twins.multiplies(twins.seeded(9), "cpu", torch.float16, form, 300)
+
+
+def test_a_row_of_a_product_does_not_depend_on_the_others() -> None:
+    matrix = product.pack("bf16", (torch.randn(48, 320).bfloat16(),), (None,), None)
+    x = torch.randn(30, 320).bfloat16()
+    assert torch.equal(product.multiply(matrix, x)[:5], product.multiply(matrix, x[:5]))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_norms_and_activations_equal_those_of_torch(seed: int) -> None:
+    twins.normalizes(twins.seeded(seed), "cpu", torch.float32 if seed % 2 else torch.bfloat16)
+
+
+def test_an_empty_step_has_no_results() -> None:
+    matrix = product.pack("int8", (torch.randn(16, 64).bfloat16(),), (None,), None)
+    assert product.multiply(matrix, torch.empty(0, 64, dtype=torch.bfloat16)).shape == (0, 16)
