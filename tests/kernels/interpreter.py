@@ -33,9 +33,7 @@ def _converted(data: Any, source: Any, target: Any, _rounding: Any) -> Any:
 
 def _dot(self: Any, a: Any, b: Any, d: Any, _precision: Any, _imprecise: Any) -> Any:
     """Products of any type, summed in float32."""
-    wide = [
-        x.data.astype(np.float32) if x.dtype.scalar in (tl.float32, tl.float16) else _wide(x) for x in (a, b)
-    ]
+    wide = [x.data.astype(np.float32) if x.dtype.scalar in (tl.float32, tl.float16) else _wide(x) for x in (a, b)]
     return interpreter.TensorHandle(np.matmul(*wide).astype(d.data.dtype) + d.data, d.dtype.scalar)
 
 

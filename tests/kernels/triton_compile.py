@@ -1,4 +1,4 @@
-"""Compile every GPU kernel to machine code for a card that is not there: `python -m tests.kernels.triton_compile sm_90`.
+"""Compile every GPU kernel to machine code for a card that is not there: `python -m tests.kernels.triton_compile gfx942`.
 
 Launches go nowhere; what they would have launched is compiled, with the same types and sizes, down to the code that a
 card loads. Prints a JSON line for each variant: kernel, bytes of shared memory, registers, spilled bytes, how often
@@ -131,7 +131,34 @@ def products() -> None:
             _few(gated, x, None)
 
 
-PARTS = {"attention": attention, "products": products}
+def rows() -> None:
+    """Norms, activations, the sampler and what changes scores."""
+    from penstock.kernels.triton import activation, norms, penalties, sampler
+
+    for n in (128, 4096, 8192):
+        x, weight = torch.zeros(4, n, dtype=torch.bfloat16), torch.zeros(n, dtype=torch.bfloat16)
+        norms.norm(x, "rms", weight, eps=1e-5)
+        norms.norm(x, "rms", weight, eps=1e-5, residual=x)
+        norms.norm(x.view(4, 1, n), "layer", weight, weight, 1e-5)
+        for narrow in (torch.int8, torch.float8_e4m3fn if torch.version.hip is None else torch.float8_e4m3fnuz):
+            norms.norm(x, "none", narrow=narrow)
+    for kind in sorted(set(activation.KINDS.values())):
+        activation.gate_product(torch.zeros(4, 28672, dtype=torch.bfloat16), kind)
+    zeros, whole = torch.zeros(4), torch.zeros(4, dtype=torch.int32)
+    for dtype in (torch.float32, torch.bfloat16):
+        scores = torch.zeros(4, 128256, dtype=dtype)
+        sampler.draw(scores, sampler.SamplerRules(zeros, whole, zeros, zeros, zeros, zeros.double()))
+        penalties.penalize(
+            scores,
+            penalties.PenaltyRules(whole, zeros, zeros, zeros, zeros, whole),
+            torch.zeros(4, 2, 128256, dtype=torch.int32),
+        )
+        penalties.restrict_bits(scores, torch.zeros(4, 4008, dtype=torch.int32), whole)
+        penalties.chosen_logprobs(scores, whole.long())
+    penalties.count_tokens(torch.zeros(4, 2, 128256, dtype=torch.int32), whole, whole.long())
+
+
+PARTS = {"attention": attention, "products": products, "rows": rows}
 
 
 def main() -> None:
