@@ -92,8 +92,8 @@ def _restrict(scores, masks, mask_of, vocab, stride, words, BLOCK: tl.constexpr)
 
 
 def restrict_bits(scores: Tensor, masks: Tensor, mask_of: Tensor) -> None:
-    """Make -inf, in place, what must not come next. scores: [n, vocab]; masks: [m, ceil(vocab / 32)] int32, a bit a token,
-    lowest first, set where it may come; mask_of: [n] int32, the mask of each row, -1 for none."""
+    """Make -inf, in place, what must not come next. scores: [n, vocab]; masks: [m, ceil(vocab / 32)] int32, a bit a
+    token, lowest first, set where it may come; mask_of: [n] int32, the mask of each row, -1 for none."""
     n, vocab = scores.shape
     grid = (n, -(-vocab // _BLOCK))
     _restrict[grid](scores, masks, mask_of, vocab, scores.stride(0), masks.shape[1], BLOCK=_BLOCK)

@@ -1,8 +1,8 @@
 """Products with a matrix that was packed at load: 16-bit numbers, or 8 or 4 bits with scales.
 
 Up to a few rows go by `matvec`, up to some hundred by `matmul`, both of which read each weight once as it is stored.
-Beyond, arithmetic counts and the vendor's library multiplies: weights of 8-bit floats with rows rounded to 8-bit floats,
-those of whole numbers after they are widened.
+Beyond, arithmetic counts and the vendor's library multiplies: weights of 8-bit floats with rows rounded to 8-bit
+floats, those of whole numbers after they are widened.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ def _to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _to_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """[out, in] to bytes [out, in / 2] and bfloat16 scales [out, in / GROUP], of a few the one of each group that leaves
-    the least squared error."""
+    """[out, in] to bytes [out, in / 2] and bfloat16 scales [out, in / GROUP], of a few the one of each group that
+    leaves the least squared error."""
     n, k = weight.shape
     groups = weight.float().view(n, k // GROUP, GROUP)
     signed = groups.gather(2, groups.abs().argmax(dim=2, keepdim=True))
