@@ -9,8 +9,8 @@ from tests.kernels import triton_twins as twins
 
 pytest.importorskip("triton", reason="Triton has no wheel for this machine")
 
-from penstock.kernels.attention import PagedBatch  # noqa: E402
-from penstock.kernels.triton.attention import paged_attention  # noqa: E402
+from penstock.kernels.attention import PagedBatch
+from penstock.kernels.triton.attention import paged_attention
 
 
 @pytest.mark.parametrize("seed", range(12))

@@ -9,7 +9,7 @@ from tests.kernels import triton_twins as twins
 
 pytest.importorskip("triton", reason="Triton has no wheel for this machine")
 
-from penstock.kernels.triton import product  # noqa: E402
+from penstock.kernels.triton import product
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 40])

@@ -1,4 +1,4 @@
-"""Compile every GPU kernel to machine code for a card that is not there: `python -m tests.kernels.triton_compile sm_90`.
+"""Compile all GPU kernels to machine code for a card that is not there: `python -m tests.kernels.triton_compile sm_90`.
 
 Launches go nowhere; what they would have launched is compiled, with the same types and sizes, down to the code that a
 card loads. Prints a JSON line for each variant: kernel, bytes of shared memory, registers, spilled bytes, how often
@@ -115,7 +115,7 @@ def attention() -> None:
 
 
 def products() -> None:
-    """A projection with residual and a gated MLP, in each form, at each number of rows that has code of its own."""
+    """A projection with residual or a gated MLP, in each form, at each number of rows that has code of its own."""
     from penstock.kernels.triton import product
     from penstock.kernels.triton.product import _few, pack
 
@@ -125,13 +125,35 @@ def products() -> None:
         weight = torch.zeros(4096, 4096, dtype=torch.bfloat16)
         plain = pack(form, (weight,), (None,), None)
         gated = pack(form, (weight[:1024], weight[1024:2048]), (None, None), "silu")
-        for rows in (1, 2, 4, 8, 32, 64):
+        for rows in (1, 8, 64):
             x = torch.zeros(rows, 4096, dtype=torch.bfloat16)
-            _few(plain, x, x)
-            _few(gated, x, None)
+            _few(plain, x, x) if rows == 8 else _few(gated, x, None)
 
 
-PARTS = {"attention": attention, "products": products}
+def rows() -> None:
+    """Norms, activations, the sampler and what changes scores."""
+    from penstock.kernels.triton import activation, norms, penalties, sampler
+
+    for n in (128, 8192):
+        x, weight = torch.zeros(4, n, dtype=torch.bfloat16), torch.zeros(n, dtype=torch.bfloat16)
+        norms.norm(x, "rms", weight, eps=1e-5)
+        norms.norm(x, "rms", weight, eps=1e-5, residual=x)
+        norms.norm(x.view(4, 1, n), "layer", weight, weight, 1e-5)
+        for narrow in (torch.int8, torch.float8_e4m3fn if torch.version.hip is None else torch.float8_e4m3fnuz):
+            norms.norm(x, "none", narrow=narrow)
+    for kind in sorted(set(activation.KINDS.values())):
+        activation.gate_product(torch.zeros(4, 28672, dtype=torch.bfloat16), kind)
+    zeros, whole = torch.zeros(4), torch.zeros(4, dtype=torch.int32)
+    scores = torch.zeros(4, 128256, dtype=torch.bfloat16)
+    sampler.draw(scores, sampler.SamplerRules(zeros, whole, zeros, zeros, zeros, zeros.double()))
+    rules = penalties.PenaltyRules(whole, zeros, zeros, zeros, zeros, whole)
+    penalties.penalize(scores.float(), rules, torch.zeros(4, 2, 128256, dtype=torch.int32))
+    penalties.restrict_bits(scores, torch.zeros(4, 4008, dtype=torch.int32), whole)
+    penalties.chosen_logprobs(scores, whole.long())
+    penalties.count_tokens(torch.zeros(4, 2, 128256, dtype=torch.int32), whole, whole.long())
+
+
+PARTS = {"attention": attention, "products": products, "rows": rows}
 
 
 def main() -> None:

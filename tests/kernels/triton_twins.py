@@ -6,16 +6,22 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from penstock.kernels import attention
+from penstock.engine.request import EngineRequest, Sampling
+from penstock.engine.sampler import Watermark, _penalize, _sharpen
+from penstock.engine.sequence import Sequence
+from penstock.kernels import attention, sampling
 from penstock.kernels.attention import PagedBatch, alibi_table
 from penstock.kernels.norms import ACTIVATIONS, quantize_rows
+from penstock.kernels.sampling import DrawRule, draw_plainly, inverted, restrict_plainly
+from penstock.kernels.triton.sampler import SamplerRules
 
 BFLOAT16 = {"atol": 2e-2, "rtol": 2e-2}
-EXACT = {"atol": 2e-5, "rtol": 2e-5}
+EXACT = {"atol": 5e-5, "rtol": 5e-5}
 
 
 def seeded(seed: int) -> random.Random:
@@ -24,7 +30,8 @@ def seeded(seed: int) -> random.Random:
 
 
 def close(got: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
-    torch.testing.assert_close(got.float().cpu(), expected.float(), **(EXACT if dtype == torch.float32 else BFLOAT16))
+    limits = EXACT if dtype == torch.float32 else BFLOAT16
+    torch.testing.assert_close(got.float().cpu(), expected.float(), **limits)
 
 
 def attends(
@@ -131,9 +138,15 @@ def multiplies(rng: random.Random, device: str, dtype: torch.dtype, form: str, r
     whole = torch.cat(weights).float()
     assert (stored - whole).norm() <= error * whole.norm()
     y = x.float() @ stored[:n].T + biases[0].float()
-    close(product.multiply(plain, x.to(device), residual.to(device)), y + residual.float(), dtype)
     up = x.float() @ stored[n:].T
-    close(product.multiply(gated, x.to(device)), ACTIVATIONS[activation](y) * up, dtype)
+    for got, expected in (
+        (product.multiply(plain, x.to(device), residual.to(device)), y + residual.float()),
+        (product.multiply(gated, x.to(device)), ACTIVATIONS[activation](y) * up),
+    ):
+        if form == "fp8" and rows > 64 and device != "cpu":  # x is rounded to 8 bits too
+            assert (got.float().cpu() - expected).norm() <= 0.06 * expected.norm()
+        else:
+            close(got, expected, dtype)
 
 
 def normalizes(rng: random.Random, device: str, dtype: torch.dtype) -> None:
@@ -168,3 +181,109 @@ def normalizes(rng: random.Random, device: str, dtype: torch.dtype) -> None:
     halves = torch.randn(tokens, 2 * n).to(dtype)
     got = activation.gate_product(halves.to(device), activation.KINDS[kind])
     close(got, ACTIVATIONS[kind](halves[:, :n].float()) * halves[:, n:].float(), dtype)
+
+
+def rules_of(rows: list[DrawRule], typical: list[float], device: str) -> SamplerRules:
+    def column(values: list, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=device)
+
+    return SamplerRules(
+        temperature=column([r.temperature for r in rows]),
+        top_k=column([r.top_k for r in rows], torch.int32),
+        top_p=column([r.top_p for r in rows]),
+        typical_p=column(typical),
+        min_p=column([r.min_p for r in rows]),
+        at=column([r.at for r in rows], torch.float64),
+    )
+
+
+def draws(rng: random.Random, device: str, vocab: int, rows: int, spread: float) -> None:
+    """Draws of rows with rules of their own are those of the processor."""
+    from penstock.kernels.triton.sampler import draw
+
+    scores = torch.randn(rows, vocab) * spread
+    scores[torch.rand(rows, vocab) < 0.1] = float("-inf")
+    scores[0, : vocab // 2] = float("-inf")  # as a grammar leaves it
+    rules = [
+        DrawRule(
+            temperature=rng.choice([0.01, 0.7, 1.0, 3.0]),
+            top_p=rng.choice([1.0, 1.0, 0.3, 0.9, 0.999]),
+            min_p=rng.choice([0.0, 0.0, 0.05, 0.5]),
+            top_k=rng.choice([0, 0, 1, 3, 50, 2000]),
+            at=rng.random(),
+        )
+        for _ in range(rows)
+    ]
+    ids, logprobs = draw(scores.to(device), rules_of(rules, [1.0] * rows, device))
+    expected, expected_logprobs = draw_plainly(scores.clone(), rules)
+    assert ids.tolist() == expected.tolist()
+    torch.testing.assert_close(logprobs.cpu(), expected_logprobs, atol=1e-4, rtol=1e-4)
+
+    typical = [rng.choice([0.2, 0.5, 0.95]) for _ in range(rows)]
+    ids, logprobs = draw(scores.to(device), rules_of(rules, typical, device))
+    for i, rule in enumerate(rules):
+        row = scores[i].clone()
+        asked = Sampling(
+            temperature=rule.temperature, top_k=rule.top_k, top_p=rule.top_p, min_p=rule.min_p, typical_p=typical[i]
+        )
+        _sharpen(row, asked)
+        expected_id = inverted(row, rule.at)
+        assert int(ids[i]) == expected_id
+        torch.testing.assert_close(logprobs[i].cpu(), row.log_softmax(0)[expected_id], atol=1e-4, rtol=1e-4)
+
+
+def penalizes(rng: random.Random, device: str, vocab: int) -> None:
+    """Penalties from counted tokens, masks, and log-probabilities of given tokens."""
+    from penstock.kernels.triton import penalties
+
+    rows, slots = 4, 6
+    scores = torch.randn(rows, vocab)
+    texts = [[rng.randrange(vocab) for _ in range(rng.randrange(3, 40))] for _ in range(rows)]
+    prompts = [rng.randrange(1, len(t)) for t in texts]
+    samplings = [
+        Sampling(
+            repetition_penalty=rng.choice([1.0, 1.3, 0.8]),
+            frequency_penalty=rng.choice([0.0, 0.5]),
+            count_penalty=rng.choice([0.0, 0.7]),
+            presence_penalty=rng.choice([0.0, -0.4]),
+        )
+        for _ in range(rows)
+    ]
+    counts = torch.zeros(slots, 2, vocab, dtype=torch.int32, device=device)
+    slot = rng.sample(range(slots), rows)
+    slot[1] = -1
+    for i, text in enumerate(texts):
+        if slot[i] >= 0:  # the last token comes by itself, as in a step
+            penalties.count_text(counts, slot[i], torch.tensor(text[:-1], device=device), prompts[i])
+    of_row = torch.tensor(slot, dtype=torch.int32, device=device)
+    penalties.count_tokens(counts, of_row, torch.tensor([t[-1] for t in texts], device=device))
+
+    def column(name: str) -> Tensor:
+        return torch.tensor([getattr(s, name) for s in samplings], dtype=torch.float32, device=device)
+
+    names = ("repetition_penalty", "frequency_penalty", "count_penalty", "presence_penalty")
+    length = torch.tensor([len(t) for t in texts], dtype=torch.int32, device=device)
+    got = scores.to(device).clone()
+    penalties.penalize(got, penalties.PenaltyRules(of_row, *map(column, names), length), counts)
+    expected = scores.clone()
+    for i, text in enumerate(texts):
+        if slot[i] >= 0:
+            request = EngineRequest(id=i, prompt_ids=text[: prompts[i]], max_new_tokens=9, sampling=samplings[i])
+            sequence = Sequence.of(request, i, b"", None)
+            sequence.ids.extend(text[prompts[i] :])
+            _penalize(expected[i], sequence, Watermark())
+    torch.testing.assert_close(got.cpu(), expected)
+
+    words = -(-vocab // 32)
+    masks = torch.randint(-(2**31), 2**31, (2, words), dtype=torch.int32)
+    penalties.restrict_bits(got, masks.to(device), torch.tensor([1, -1, 0, 1], dtype=torch.int32, device=device))
+    host = [masks[m].numpy().view(np.uint32) if m >= 0 else None for m in (1, -1, 0, 1)]
+    restrict_plainly(expected, host, [[], [], [], []])
+    torch.testing.assert_close(got.cpu(), expected)
+    withheld = [[], [3, vocab - 1], [2], list(range(vocab))]
+    sampling._restrict_on_device(got, host, withheld)
+    restrict_plainly(expected, host, withheld)
+    torch.testing.assert_close(got.cpu(), expected)
+    targets = scores.argmax(dim=1)
+    told = penalties.chosen_logprobs(scores.to(device), targets.to(device))
+    torch.testing.assert_close(told.cpu(), scores.log_softmax(1).gather(1, targets.unsqueeze(1)).squeeze(1))

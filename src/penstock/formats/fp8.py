@@ -1,7 +1,7 @@
 """Weights as 8-bit floats with a scale for each output: half the bytes of bfloat16. For a GPU.
 
-Few rows meet the widened weights as they are; many are rounded to 8-bit floats themselves, one scale a row, where the card
-multiplies those (Micikevicius et al. 2022).
+Few rows meet the widened weights as they are; many are rounded to 8-bit floats themselves, one scale a row, where the
+card multiplies those (Micikevicius et al. 2022).
 """
 
 from __future__ import annotations

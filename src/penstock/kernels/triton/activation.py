@@ -46,7 +46,7 @@ def activate(x, KIND: tl.constexpr):
     return x
 
 
-@triton.jit(do_not_specialize=["n"])
+@triton.jit
 def _gate_product(out, x, n, x_stride, KIND: tl.constexpr, BLOCK: tl.constexpr):
     row, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     gate = tl.load(x + row * x_stride + column, mask=column < n, other=0.0).to(tl.float32)

@@ -1,7 +1,7 @@
 """Products of one or two rows with a matrix: each weight is read once, and met by every row.
 
-At one row a card waits for memory alone. What counts is how many bytes are on their way: many small programs, 16 bytes a
-load, the weights of the next steps copied into shared memory while these are multiplied.
+At one row a card waits for memory alone. What counts is how many bytes are on their way: many small programs, 16 bytes
+a load, the weights of the next steps copied into shared memory while these are multiplied.
 """
 
 from __future__ import annotations

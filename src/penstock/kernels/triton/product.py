@@ -1,8 +1,8 @@
 """Products with a matrix that was packed at load: 16-bit numbers, or 8 or 4 bits with scales.
 
 Up to a few rows go by `matvec`, up to some hundred by `matmul`, both of which read each weight once as it is stored.
-Beyond, arithmetic counts and the vendor's library multiplies: weights of 8-bit floats with rows rounded to 8-bit floats,
-those of whole numbers after they are widened.
+Beyond, arithmetic counts and the vendor's library multiplies: weights of 8-bit floats with rows rounded to 8-bit
+floats, those of whole numbers after they are widened.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ def _to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _to_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """[out, in] to bytes [out, in / 2] and bfloat16 scales [out, in / GROUP], of a few the one of each group that leaves
-    the least squared error."""
+    """[out, in] to bytes [out, in / 2] and bfloat16 scales [out, in / GROUP], of a few the one of each group that
+    leaves the least squared error."""
     n, k = weight.shape
     groups = weight.float().view(n, k // GROUP, GROUP)
     signed = groups.gather(2, groups.abs().argmax(dim=2, keepdim=True))
@@ -149,38 +149,42 @@ def _few(matrix: DeviceMatrix, x: Tensor, residual: Tensor | None) -> Tensor:
     stride = 0 if residual is None else residual.stride(0)
     sizes = (matrix.n, x.stride(0), stride)
     if rows <= _VECTOR_ROWS[matrix.form]:
-        block_n, block_k, stages = vector_tile(matrix, rows)
-        grid = (-(-matrix.n // block_n),)
-        options = {"ROWS": rows, "BLOCK_N": block_n, "BLOCK_K": block_k, "STAGES": stages}
+        tile = vector_tile(matrix, rows)
+        grid = (-(-matrix.n // tile["BLOCK_N"]),)
+        options = {**tile, "ROWS": rows}
         matvec[grid](out, x, *given, *sizes, K=matrix.k, FORM=matrix.form, GATE=matrix.gate, GROUP=GROUP, **options)
         return out
-    block_m, block_n, block_k, stages = strip_tile(matrix, rows)
-    grid = (-(-matrix.n // block_n), -(-rows // block_m))
-    options = {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "STAGES": stages, "PRECISION": "ieee"}
+    tile = strip_tile(matrix, rows)
+    grid = (-(-matrix.n // tile["BLOCK_N"]), -(-rows // tile["BLOCK_M"]))
+    options = {**tile, "PRECISION": "ieee"}
     matmul[grid](out, x, *given, rows, *sizes, K=matrix.k, FORM=matrix.form, GATE=matrix.gate, GROUP=GROUP, **options)
     return out
 
 
-def vector_tile(matrix: DeviceMatrix, rows: int) -> tuple[int, int, int]:
-    """Columns and inputs of a step of `matvec`, and how many steps are on their way: 8 KiB of weights a step."""
+def vector_tile(matrix: DeviceMatrix, rows: int) -> dict[str, int]:
+    """A program of `matvec`: its columns, the inputs of a step, how many are on their way; 8 KiB of weights a step."""
     block_n, block_k = (8, 512) if matrix.form == "plain" else (8, 1024)
     if rows == 2 or matrix.form == "int4":
         block_n //= 2
     while block_k >= 2 * matrix.weights.shape[1] and block_k > GROUP:
         block_k //= 2
-    return block_n, block_k, 2 if rocm() else 4
+    return {"BLOCK_N": block_n, "BLOCK_K": block_k, "STAGES": 2 if rocm() else 4, "num_warps": 4}
 
 
-def strip_tile(matrix: DeviceMatrix, rows: int) -> tuple[int, int, int, int]:
-    """Rows, columns and inputs of a step of `matmul`, and how many steps are on their way."""
+def strip_tile(matrix: DeviceMatrix, rows: int) -> dict[str, int]:
+    """A program of `matmul`: its rows and columns, the inputs of a step, how many steps are on their way."""
     block_m = min(max(16, power_of_2(rows)), 64)
-    block_n = 16 if matrix.n <= 8192 else 32
-    if rows > 64:
-        block_n = 64
-    block_k = {16: 256, 32: 128, 64: 128}[block_m]
+    block_n = 64 if rows > 64 else 16 if matrix.n <= 8192 else 32
+    block_k = 256 if block_m == 16 else 128
     if rocm() or matrix.form == "int4":  # less shared memory there; two weights a byte here
         block_k //= 2
-    return block_m, block_n, block_k, 2 if rocm() else 4
+    return {
+        "BLOCK_M": block_m,
+        "BLOCK_N": block_n,
+        "BLOCK_K": block_k,
+        "STAGES": 2 if rocm() else 4,
+        "num_warps": 4,
+    }
 
 
 @cache
