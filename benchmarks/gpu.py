@@ -2,10 +2,11 @@
 
     PYTHONPATH=src python benchmarks/gpu.py --json gpu.json
 
-needs PyTorch with CUDA or ROCm, Triton, NumPy, msgspec and tokenizers, and no network; the comparison also needs
-transformers. Models are shapes with random weights, but for the bundled demo model. Each section is a process of its own with a time
-limit, so that a crash loses that section alone; its figures are printed as they come, and the JSON is written after
-each. `--device cpu --tiny` runs the same code on a processor with toy shapes: it tries the script and measures nothing.
+needs PyTorch with CUDA or ROCm, Triton, NumPy, msgspec, tokenizers and safetensors, and no network; the comparison also
+needs transformers. Models are shapes with random weights, but for the bundled demo model. Each section is a process of
+its own with a time limit, so that a crash loses that section alone; its figures are printed as they come, and the JSON is
+written after each. `--device cpu --tiny` runs the same code on a processor with toy shapes: it tries the script and
+measures nothing.
 """
 
 from __future__ import annotations
@@ -193,11 +194,18 @@ def kernels(b: Bench) -> Iterator[Figure]:
     import gpu_kernels
 
     result = gpu_kernels.main(max(10.0, b.left - 10))
-    for name, value in result.items():
-        if isinstance(value, int | float | str | bool):
-            yield Figure(f"kernel {name}", value if isinstance(value, str) else float(value))
-        else:
-            yield Figure(f"kernel {name}", json.dumps(value)[:120])
+    checks = result["checks"]
+    passed, failed = checks["passed"], checks["failed"]
+    yield Figure(
+        "kernels that give what their twins give", f"{passed} of {passed + len(failed)}", "", "all", not failed
+    )
+    for name, why in failed.items():
+        yield Figure(f"kernel {name}", why[:80], ok=False)
+    for record in result["speed"]:
+        name = " ".join(str(record[key]) for key in ("kernel", "shape", "rows") if key in record)
+        yield Figure(f"kernel {name}", json.dumps({k: v for k, v in record.items() if isinstance(v, float)}))
+    for name in result["unfinished"]:
+        yield Figure("kernels unfinished", name[-80:])
 
 
 def exact(b: Bench) -> Iterator[Figure]:
