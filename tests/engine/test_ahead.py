@@ -12,6 +12,7 @@ import torch
 
 from penstock.engine.ahead import AheadLoop
 from penstock.engine.config import EngineConfig
+from penstock.engine.graphs import DecodeGraphs, _Graph
 from penstock.engine.load import load_model
 from penstock.engine.loop import EngineLoop
 from penstock.engine.request import Embed, EngineRequest, Grammar, Sampling
@@ -82,6 +83,46 @@ def test_the_tokens_are_those_of_the_plain_loop(tiny_llama: Path, options: dict[
         assert loop.stats.preemptions > 0
     else:
         assert (loop.stats.cached_prompt_tokens > 0) == options.get("prefix_caching", True)
+
+
+class Again:
+    """Stands in for a captured graph: computes once more from and into the same memory."""
+
+    def __init__(self, graphs: DecodeGraphs, inputs: torch.Tensor) -> None:
+        self.graphs, self.inputs, self.count = graphs, inputs, 0
+        self.outcome = graphs._compute(*inputs)
+
+    def replay(self) -> None:
+        self.count += 1
+        for kept, made in zip(self.outcome, self.graphs._compute(*self.inputs), strict=True):
+            kept.copy_(made)
+
+
+@pytest.mark.parametrize("sizes", [(1, 2, 4, 8), (5, 16)])
+def test_batches_filled_up_to_a_captured_size(tiny_llama: Path, sizes: tuple[int, ...], monkeypatch: Any) -> None:
+    """What replays a batch of a larger size gives the tokens of the plain loop, whoever chooses them."""
+    made: list[Again] = []
+
+    def captured(graphs: DecodeGraphs, size: int) -> Any:
+        inputs = torch.zeros((3, size), dtype=torch.int64)
+        inputs[1] = graphs._rows.count
+        made.append(Again(graphs, inputs))
+        return _Graph(made[-1], inputs, made[-1].outcome)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(DecodeGraphs, "_captured", captured)
+    rng = random.Random(3)
+    requests = [a_request(number, rng) for number in range(24)]
+    loop = load(AheadLoop, tiny_llama, max_batch_size=9)
+    assert isinstance(loop, AheadLoop)
+    runner = loop._runner
+    runner.graphs = DecodeGraphs(runner._decode, runner.rows, sizes)
+    same(generate(loop, requests), generate(load(EngineLoop, tiny_llama, max_batch_size=9), requests))
+    assert sum(graph.count for graph in made) > 20
+    while loop.prepare():
+        pass
+    assert len(made) == len(runner.graphs.sizes) >= 2
+    same(generate(loop, requests), generate(load(EngineLoop, tiny_llama, max_batch_size=9), requests))
+    assert loop.current_stats().used_blocks == 0
 
 
 def test_one_step_ahead_and_no_more(tiny_llama: Path) -> None:

@@ -66,7 +66,7 @@ def load_on_gpu(config: EngineConfig, device: torch.device, on_stage: Callable[[
         config.max_batch_total_tokens,
     )
     tokens = plan.num_blocks * plan.block_size
-    limits = _limits(config, checkpoint, rows, budget, tokens)
+    limits = msgspec.structs.replace(_limits(config, checkpoint, rows, budget, tokens), device=str(device))
     loop = _loop(config, checkpoint, decoder, limits, kv_dtype)
     clock.done(
         "KV memory",

@@ -46,6 +46,7 @@ class DecodeGraphs:
         self._graphs: dict[int, _Graph] = {}
         self._used: Counter[int] = Counter()
         self._pool: Any = None
+        self._stream: torch.cuda.Stream | None = None  # one for all: the vendor's library keeps memory for each
 
     def size_for(self, count: int) -> int | None:
         """The size to replay for so many runs; None where that step is not captured, or not yet."""
@@ -70,22 +71,22 @@ class DecodeGraphs:
         """Capture the step of a size; where that fails, which is no harm, the size is given up."""
         try:
             self._graphs[size] = self._captured(size)
-        except RuntimeError as error:  # torch.OutOfMemoryError is one
-            log.warning("steps of %d sequences are not captured: %s", size, str(error).splitlines()[0])
+        except Exception as error:  # memory, or what a driver or a compiler says: such steps are then run as they are
+            log.warning("steps of %d sequences are not captured: %s: %.200s", size, type(error).__name__, error)
             self.sizes = tuple(other for other in self.sizes if other != size)
         return size in self._graphs
 
     def _captured(self, size: int) -> _Graph:
         inputs = torch.zeros((3, size), dtype=torch.int64, device=self._rows.device)
         inputs[1] = self._rows.count
-        stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
+        if self._stream is None:
+            self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+        stream, current = self._stream, torch.cuda.current_stream()
         stream.wait_stream(current)
         graph, collects = torch.cuda.CUDAGraph(), gc.isenabled()
         with torch.cuda.stream(stream):
             self._compute(*inputs)  # compiles kernels and fills caches, which cannot be captured
             torch.cuda.synchronize()
-            if self._pool is None:
-                self._pool = torch.cuda.graph_pool_handle()
             gc.disable()  # freeing memory now would end the capture
             try:
                 graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")

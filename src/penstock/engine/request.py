@@ -237,6 +237,7 @@ class Limits(msgspec.Struct, frozen=True):
     dtype: str
     num_layers: int = 0  # hidden states are numbered from 0 to this
     hidden_size: int = 0  # numbers in each
+    device: str = "cpu"  # as torch names it
     weight_size: float = 2.0  # bytes of one weight of a matrix as it is stored
 
 

@@ -166,7 +166,7 @@ class DeviceRows:
             ids=torch.where(ids < 0, self.tokens[index], ids),
             positions=positions,
             spans=None,
-            slots=torch.where(contexts > 0, slots, -1).to(self._slots),
+            slots=torch.where(contexts > 0, slots, -1).int(),
             groups=self._groups(self._batch(self._numbers[: n + 1], contexts, tables, n, 1)),
         )
 
@@ -175,7 +175,7 @@ class DeviceRows:
         ids, index, contexts, lengths, spans, rows, runs = parts
         stops = lengths.cumsum(0)
         starts = stops - lengths
-        run = torch.repeat_interleave(index.new_tensor(range(len(lengths))), lengths, output_size=packed.tokens)
+        run = torch.repeat_interleave(self._numbers[: len(lengths)].long(), lengths, output_size=packed.tokens)
         token = torch.arange(packed.tokens, device=self.device)
         positions = token - (starts + lengths - contexts)[run]
         tables = self.tables[:, : packed.width].index_select(0, index)

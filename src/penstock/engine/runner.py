@@ -17,7 +17,7 @@ from penstock.engine.sampler import draw_rule
 from penstock.engine.scheduler import Run
 from penstock.engine.sequence import Sequence
 from penstock.engine.step import Step
-from penstock.kernels.sampling import DrawRule, draw
+from penstock.kernels.sampling import DrawRule, draw, largest
 from penstock.models.decoder import Decoder
 from penstock.models.inputs import KVCache
 
@@ -126,7 +126,7 @@ class Runner:
 
     def _best(self, logits: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The scores, the largest of each row and its token, which becomes the last one of the row's sequence."""
-        values, ids = logits.max(dim=-1)
+        values, ids = largest(logits)
         self.rows.tokens.index_copy_(0, index, ids)
         return logits, values.float(), ids
 
@@ -191,6 +191,10 @@ class Runner:
 
 def chosen_logprobs(logits: Tensor, ids: Tensor) -> Tensor:
     """Log-probabilities of one token of each row. logits: [n, vocab]; ids: [n] -> [n] float32."""
+    if logits.is_cuda:
+        from penstock.kernels.triton import penalties
+
+        return penalties.chosen_logprobs(logits, ids)
     scores = logits.float()
     logprobs = scores - torch.logsumexp(scores, dim=-1, keepdim=True)
     return logprobs.gather(1, ids.unsqueeze(1)).squeeze(1)
