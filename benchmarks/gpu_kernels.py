@@ -44,6 +44,15 @@ SHAPES = {  # [out, in] of matrices that are multiplied once a layer or a step
     "1B down": (2048, 8192),
     "70B out": (8192, 8192),
 }
+VECTOR_TILES = (  # columns, inputs of a step, steps on their way, warps
+    *((n, k, stages, 4) for n, k in ((4, 512), (8, 512), (4, 1024), (8, 1024), (2, 2048)) for stages in (2, 4, 6)),
+    *((16, 256, 4, 4), (16, 512, 4, 8), (1, 2048, 4, 1), (1, 1024, 6, 1)),
+)
+STRIP_TILES = (
+    *((16, k, stages, 4) for k in (128, 256) for stages in (3, 4, 6)),
+    *((32, k, stages, 4) for k in (64, 128, 256) for stages in (3, 5)),
+    *((64, 64, 4, 4), (64, 128, 3, 4), (64, 128, 4, 8)),
+)
 SPAN = 600e6  # bytes that a measurement goes over, several times what the card caches
 
 
@@ -236,14 +245,17 @@ def row_speed(limit: dict[str, float]) -> Iterator[dict[str, Any]]:
 def tune(limit: dict[str, float]) -> Iterator[dict[str, Any]]:
     """The best sizes of the products' programs: one line for each form, shape and number of rows."""
     vector, strip = product.vector_tile, product.strip_tile
-    for form in FORMS:
-        for name in ("8B out", "8B gate+up", "8B down"):
-            copies = matrices(form, SHAPES[name], gated="gate" in name)
-            moved = copies[0].weights.nbytes + (0 if copies[0].scales is None else copies[0].scales.nbytes)
-            for rows in (1, 2, 8, 32, 64):
+    for form in ("bf16", "fp8"):
+        for name in ("8B out", "8B down"):
+            copies = matrices(form, SHAPES[name], gated=False)
+            moved = copies[0].weights.nbytes
+            for rows in (1, 8, 32):
                 x = torch.randn(rows, copies[0].k, device="cuda", dtype=torch.bfloat16)
                 found = []
-                for tile in _tiles(form, rows):
+                for tile in VECTOR_TILES if rows == 1 else STRIP_TILES:
+                    tile = dict(zip(("BLOCK_N", "BLOCK_K", "STAGES", "num_warps"), tile, strict=True))
+                    if rows > 1:
+                        tile["BLOCK_M"] = max(16, rows)
                     product.vector_tile = product.strip_tile = partial(_given, tile)
                     try:
                         seconds = seconds_of([partial(product.multiply, m, x) for m in copies])
@@ -260,18 +272,6 @@ def tune(limit: dict[str, float]) -> Iterator[dict[str, Any]]:
 
 def _given(tile: dict[str, int], _matrix: product.DeviceMatrix, _rows: int) -> dict[str, int]:
     return tile
-
-
-def _tiles(form: str, rows: int) -> Iterator[dict[str, int]]:
-    vectors = rows <= product._VECTOR_ROWS[form]
-    for block_n in (2, 4, 8, 16) if vectors else (16, 32, 64):
-        for block_k in (256, 512, 1024, 2048) if vectors else (64, 128, 256):
-            for stages in (2, 4, 6):
-                for warps in (2, 4, 8) if vectors else (4, 8):
-                    if not 1024 <= block_n * block_k <= 16384:
-                        continue
-                    tile = {"BLOCK_N": block_n, "BLOCK_K": block_k, "STAGES": stages, "num_warps": warps}
-                    yield tile if vectors else {**tile, "BLOCK_M": max(16, rows)}
 
 
 def main(seconds: float = 240, tuned: bool = False) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from penstock.engine.sampler import Watermark, _penalize, _sharpen
 from penstock.engine.sequence import Sequence
 from penstock.kernels import attention, sampling
 from penstock.kernels.attention import PagedBatch, alibi_table
+from penstock.kernels.mask import Mask
 from penstock.kernels.norms import ACTIVATIONS, quantize_rows
 from penstock.kernels.sampling import DrawRule, draw_plainly, inverted, restrict_plainly
 from penstock.kernels.triton.sampler import SamplerRules
@@ -277,7 +278,10 @@ def penalizes(rng: random.Random, device: str, vocab: int) -> None:
     words = -(-vocab // 32)
     masks = torch.randint(-(2**31), 2**31, (2, words), dtype=torch.int32)
     penalties.restrict_bits(got, masks.to(device), torch.tensor([1, -1, 0, 1], dtype=torch.int32, device=device))
-    host = [masks[m].numpy().view(np.uint32) if m >= 0 else None for m in (1, -1, 0, 1)]
+    host = [None if m < 0 else Mask(vocab) for m in (1, -1, 0, 1)]
+    for m, mask in zip((1, -1, 0, 1), host, strict=True):
+        if mask is not None:
+            mask.bits[:words] = masks[m].numpy().view(np.uint32)
     restrict_plainly(expected, host, [[], [], [], []])
     torch.testing.assert_close(got.cpu(), expected)
     withheld = [[], [3, vocab - 1], [2], list(range(vocab))]

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from penstock.kernels import native
@@ -88,12 +89,11 @@ def _draw_on_device(scores: Tensor, rules: Sequence[DrawRule]) -> tuple[Tensor, 
     return sampler.draw(scores, given)
 
 
-def _restrict_on_device(
-    scores: Tensor, masks: Sequence[NDArray[np.uint32] | None], withheld: Sequence[Sequence[int]]
-) -> None:
+def _restrict_on_device(scores: Tensor, masks: Sequence[Mask | None], withheld: Sequence[Sequence[int]]) -> None:
     from penstock.kernels.triton import penalties
 
-    bits = [allowed_bits(mask, ids, scores.shape[1]) for mask, ids in zip(masks, withheld, strict=True)]
+    vocab = scores.shape[1]
+    bits = [allowed_bits(mask, ids, vocab) for mask, ids in zip(masks, withheld, strict=True)]
     told = [i for i, mask in enumerate(bits) if mask is not None]
     if told:
         places = torch.full((len(bits),), -1, dtype=torch.int32)
@@ -102,16 +102,17 @@ def _restrict_on_device(
         penalties.restrict_bits(scores, given.to(scores.device), places.to(scores.device))
 
 
-def allowed_bits(mask: NDArray[np.uint32] | None, withheld: Sequence[int], vocab: int) -> NDArray[np.uint32] | None:
-    """One mask that says all that `restrict` takes of a row; None where everything may come."""
-    if not withheld:
-        return mask
+def allowed_bits(mask: Mask | None, withheld: Sequence[int], vocab: int) -> NDArray[np.uint32] | None:
+    """What `restrict` takes of a row as one mask, [ceil(vocab / 32)]; None where everything may come."""
     words = -(-vocab // 32)
-    bits = np.full(words, 0xFFFFFFFF, dtype=np.uint32) if mask is None else mask[:words].copy()
+    given = None if mask is None else mask.bits[:words]
+    if not withheld:
+        return given
+    bits = np.full(words, 0xFFFFFFFF, dtype=np.uint32) if given is None else given.copy()
     ids = np.asarray(withheld)
     np.bitwise_and.at(bits, ids // 32, ~(np.uint32(1) << (ids % 32).astype(np.uint32)))
     used = np.unpackbits(bits.view(np.uint8), count=vocab, bitorder="little")
-    return bits if used.any() else mask
+    return bits if used.any() else given
 
 
 def draw_plainly(scores: Tensor, rules: Sequence[DrawRule]) -> tuple[Tensor, Tensor]:

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from penstock.kernels.norms import quantize_rows
 from penstock.kernels.triton.activation import KINDS, gate_product
 from penstock.kernels.triton.device import fp8_type, power_of_2, rocm
 from penstock.kernels.triton.matmul import matmul
 from penstock.kernels.triton.matvec import matvec
-from penstock.kernels.triton.norms import norm
 
 GROUP = 32  # inputs that share a scale in 4 bits
 _REACHES = (-8.6, -8.0, -7.4, 7.0, 7.6, 8.2)  # what the largest weight of a group is tried as; -8 is the furthest
@@ -147,17 +147,15 @@ def _few(matrix: DeviceMatrix, x: Tensor, residual: Tensor | None) -> Tensor:
         residual = residual.contiguous()
     given = (matrix.weights, matrix.scales, matrix.bias, residual)
     stride = 0 if residual is None else residual.stride(0)
-    sizes = (matrix.n, x.stride(0), stride)
+    sizes, form = (matrix.n, x.stride(0), stride), (matrix.k, matrix.form, matrix.gate)
     if rows <= _VECTOR_ROWS[matrix.form]:
         tile = vector_tile(matrix, rows)
-        grid = (-(-matrix.n // tile["BLOCK_N"]),)
-        options = {**tile, "ROWS": rows}
-        matvec[grid](out, x, *given, *sizes, K=matrix.k, FORM=matrix.form, GATE=matrix.gate, GROUP=GROUP, **options)
+        strips = -(-matrix.n // tile["BLOCK_N"])
+        matvec[(strips,)](out, x, *given, *sizes, *form, ROWS=rows, GROUP=GROUP, **tile)
         return out
     tile = strip_tile(matrix, rows)
     grid = (-(-matrix.n // tile["BLOCK_N"]), -(-rows // tile["BLOCK_M"]))
-    options = {**tile, "PRECISION": "ieee"}
-    matmul[grid](out, x, *given, rows, *sizes, K=matrix.k, FORM=matrix.form, GATE=matrix.gate, GROUP=GROUP, **options)
+    matmul[grid](out, x, *given, rows, *sizes, *form, GROUP=GROUP, PRECISION="ieee", **tile)
     return out
 
 
@@ -197,7 +195,7 @@ def _many(matrix: DeviceMatrix, x: Tensor) -> Tensor:
     """By the vendor's library, without what follows. -> [T, n or 2 n]"""
     whole = matrix.n % 16 == 0 and matrix.k % 16 == 0
     if matrix.form == "fp8" and whole and matrix.scales is not None and _multiplies_rows_of_fp8(x.device):
-        rows, _total, scales = norm(x, "none", narrow=matrix.weights.dtype)
+        rows, scales = quantize_rows(x, matrix.weights.dtype)
         by_row, by_column = scales.unsqueeze(1), matrix.scales.unsqueeze(0)
         y = torch._scaled_mm(
             rows, matrix.weights.T, by_row, by_column, out_dtype=torch.bfloat16, use_fast_accum=not rocm()
