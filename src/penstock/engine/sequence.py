@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from penstock.engine.adapters import LoadedAdapter
 from penstock.engine.block_pool import BlockPool, block_key, root_key
 from penstock.engine.grammar import Cursor
 from penstock.engine.request import EngineRequest
@@ -34,6 +35,7 @@ class Sequence:
     states: PromptStates | None = None  # where its hidden states are wanted
     ends: frozenset[int] = frozenset()  # tokens that end it
     cursor: Cursor | None = None  # where it is in its grammar
+    adapter: LoadedAdapter | None = None
 
     @classmethod
     def of(
@@ -43,6 +45,7 @@ class Sequence:
         nonce: bytes,
         rope: RopeConfig | None,
         eos_ids: frozenset[int] = frozenset(),
+        adapter: LoadedAdapter | None = None,
     ) -> Sequence:
         """nonce: random per process, so that block keys cannot be guessed from outside.
 
@@ -52,9 +55,10 @@ class Sequence:
         n = len(request.prompt_ids)
         far = rope is not None and rope.span_limit is not None and n > rope.span_limit
         mark = 0 if rope is None or not far else n if rope.kind == "dynamic" else 1
-        root = root_key(nonce, request.salt, mark.to_bytes(8, "little"))
+        adapted = b"" if adapter is None else adapter.key
+        root = root_key(nonce, request.salt, mark.to_bytes(8, "little"), adapted)
         ends = frozenset(request.stop_ids) if request.ignore_eos else eos_ids | frozenset(request.stop_ids)
-        return cls(request, root, n, list(request.prompt_ids), n, time.monotonic(), number, ends=ends)
+        return cls(request, root, n, list(request.prompt_ids), n, time.monotonic(), number, ends=ends, adapter=adapter)
 
     @property
     def id(self) -> int:
