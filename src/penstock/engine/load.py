@@ -157,6 +157,8 @@ def _fit(
         raise UsageError("the memory fraction and --watermark-gamma are shares: above 0, at most 1")
     kv_token = decoder.kv_elements * dtype.itemsize
     step = _step_bytes(decoder, dtype, budget, rows, config.max_total_tokens or decoder.max_positions)
+    if adapter_bytes:  # the two halves of a gated MLP apart, and what is added to them
+        step += 3 * budget * decoder.mlp_width * dtype.itemsize
     footprint = Footprint(weight_bytes, kv_token, step, adapter_bytes)
     available = available_bytes()
 

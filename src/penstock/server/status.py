@@ -42,6 +42,7 @@ class Status:
                 version=__version__,
                 sha=None,
                 docker_label=None,
+                adapters=house.engine.adapters,
             )
         )
 

@@ -210,3 +210,4 @@ class Info(msgspec.Struct):
     version: str
     sha: str | None
     docker_label: str | None
+    adapters: list[str]  # not of TGI's: the LoRA adapters that `adapter_id` may name
