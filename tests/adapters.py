@@ -44,7 +44,7 @@ def write_adapter(folder: Path, tensors: dict[str, Tensor], **settings: Any) -> 
     folder.mkdir(parents=True, exist_ok=True)
     config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": [], "bias": "none", **settings}
     (folder / "adapter_config.json").write_text(json.dumps(config))
-    named = {f"base_model.model.{name}": tensor.contiguous() for name, tensor in tensors.items()}
+    named = {f"base_model.model.{name}": tensor.clone() for name, tensor in tensors.items()}
     save_file(named, folder / "adapter_model.safetensors")
     return folder
 

@@ -125,6 +125,8 @@ def _needed(name: str, sizes: dict[str, int], pickles: bool, only: str | None) -
             near = [file for file in sizes if file.endswith(".gguf")][:4]
             raise ModelError(f"{name} has no file {only[:80]!r}.", f"It has {', '.join(near)}." if near else "")
         return [only]
+    if not pickles and _is_adapter(sizes):
+        return list(ADAPTER)
     allow = [*ALLOW[:1], *ALLOW[2:], *PICKLES] if pickles else ALLOW
     ignore = ["*/*"] if pickles else _check_usable(name, sizes)
     return [
@@ -134,6 +136,11 @@ def _needed(name: str, sizes: dict[str, int], pickles: bool, only: str | None) -
         and not any(fnmatch.fnmatchcase(file, p) for p in ignore)
         and not file.startswith(".")
     ]
+
+
+def _is_adapter(sizes: dict[str, int]) -> bool:
+    """Whether a repository holds a LoRA adapter and no model."""
+    return "config.json" not in sizes and all(file in sizes for file in ADAPTER)
 
 
 def _of_adapter(name: str, sizes: dict[str, int]) -> list[str]:
@@ -263,8 +270,7 @@ def _check_usable(name: str, files: dict[str, int]) -> list[str]:
         why = "It holds GGUF files; one of them is enough."
         hint = f"Fetch one, for example with `penstock download {name} --file {file} --to .`, and give the file."
     elif "adapter_config.json" in top:
-        why = "It is a LoRA adapter."
-        hint = f"Serve its base model with it: penstock serve BASE --lora-adapters {name}"
+        why = f"It is a LoRA adapter without {ADAPTER[1]}."
     elif any(file.endswith((".bin", ".pt", ".pth")) for file in files):
         why = "It holds only .bin or .pt weights: pickles, which can run code when read, so they are never loaded."
         if any(file.startswith("pytorch_model") for file in top):

@@ -24,7 +24,8 @@ MAX_NAME = 200  # characters
 
 
 class LoadAdapterRequest(msgspec.Struct, kw_only=True):
-    """Body of /v1/load_lora_adapter. lora_path: a folder on the server's machine, or ORG/NAME[@REVISION] of the hub.
+    """Body of /v1/load_lora_adapter. lora_path: a folder on the server's machine, or ORG/NAME[@REVISION] of its hub
+    cache; nothing is downloaded for a request.
 
     load_inplace: in the place of one of that name, whose requests finish with it.
     """
@@ -60,9 +61,10 @@ class AdapterRoutes:
         if name in engine.adapters and not body.load_inplace:
             raise _wrong(f"The LoRA adapter '{name}' is loaded already; set load_inplace to replace it.", "lora_name")
         try:
-            folder = await asyncio.to_thread(resolve_adapter, body.lora_path)
-        except EnvironmentFault as error:
-            raise Refusal(404, f"There is no adapter {body.lora_path[:200]!r}: {error.why}", "not_found") from None
+            folder = await asyncio.to_thread(resolve_adapter, body.lora_path, offline=True)
+        except EnvironmentFault:
+            text = f"There is no adapter {body.lora_path[:200]!r} on the server's machine; download it there first."
+            raise Refusal(404, text, "not_found", param="lora_path") from None
         except PenstockError as error:
             raise Refusal(404, _words(error), "not_found", param="lora_path") from None
         await self._done(engine.load_adapter(name, str(folder), body.load_inplace))
