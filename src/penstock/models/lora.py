@@ -68,7 +68,7 @@ class RowAdapters:
         return [(adapter, rows) for adapter, rows in found if len(rows)]
 
 
-Terms = list[tuple[LowRank, Tensor]]
+Terms = list[tuple[LowRank, Tensor]]  # with the rows that each is for, [n] int64
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,10 @@ class AdaptedLinear:
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         y = self.base(x, residual)
         for term, rows in self.terms:
-            y.index_add_(0, rows, term(x[rows]))
+            if len(rows) == len(x):
+                y += term(x)
+            else:
+                y.index_add_(0, rows, term(x[rows]))
         return y
 
 
@@ -102,25 +105,15 @@ class AdaptedGated:
 
     def __call__(self, x: Tensor) -> Tensor:
         touched = torch.cat([rows for _, rows in self.terms])
-        gate, up = self._halves(x, touched)
-        opened = ACTIVATIONS[self.activation](gate).mul_(up)
-        y = opened.new_empty(len(x), opened.shape[1])
-        y[touched] = opened
-        if len(touched) < len(x):
-            others = torch.ones(len(x), dtype=torch.bool).index_fill_(0, touched, False).nonzero().view(-1)
-            y[others] = self.base(x[others])
+        if len(touched) == len(x):
+            return self._opened(x)
+        others = torch.ones(len(x), dtype=torch.bool).index_fill_(0, touched, False).nonzero().view(-1)
+        places = torch.arange(len(touched)).split([len(rows) for _, rows in self.terms])
+        among = [(term, rows) for (term, _), rows in zip(self.terms, places, strict=True)]
+        y = x.new_empty(len(x), self.terms[0][0].b.shape[0] // 2)
+        y[others] = self.base(x[others])
+        y[touched] = AdaptedGated(self.base, among)._opened(x[touched])
         return y
-
-    def _halves(self, x: Tensor, touched: Tensor) -> tuple[Tensor, Tensor]:
-        gate, up = self.base.halves(x[touched])
-        start = 0
-        for term, rows in self.terms:
-            part = slice(start, start + len(rows))
-            to_gate, to_up = term(x[rows]).chunk(2, dim=1)
-            gate[part] += to_gate
-            up[part] += to_up
-            start += len(rows)
-        return gate, up
 
     def halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = self.base.halves(x)
@@ -129,3 +122,7 @@ class AdaptedGated:
             gate.index_add_(0, rows, to_gate)
             up.index_add_(0, rows, to_up)
         return gate, up
+
+    def _opened(self, x: Tensor) -> Tensor:
+        gate, up = self.halves(x)
+        return ACTIVATIONS[self.activation](gate).mul_(up)
