@@ -274,7 +274,7 @@ def test_generate_with_adapters(tiny_llama: Path, adapters: dict[str, Path], tmp
     check_error(done, 2, "belongs to another run", "adapter")
 
 
-def test_from_python(tiny_llama: Path, adapters: dict[str, Path]) -> None:
+def test_from_python_and_in_the_terminal(tiny_llama: Path, adapters: dict[str, Path], tmp_path: Path) -> None:
     from penstock import LLM
     from penstock.errors import InvalidRequest, PenstockError
 
@@ -289,8 +289,15 @@ def test_from_python(tiny_llama: Path, adapters: dict[str, Path]) -> None:
         assert llm.generate(PROMPT, max_new_tokens=6, adapter="two").text not in (plain, one)
         rows = llm.generate([{"prompt": PROMPT, "adapter": "one"}, {"prompt": PROMPT}], max_new_tokens=6)
         assert [row.text for row in rows] == [one, plain]
+        said = llm.chat(PROMPT, max_new_tokens=6, adapter="one").text
         llm.unload_adapter("two")
         with pytest.raises(InvalidRequest, match="no adapter `two`"):
             llm.generate(PROMPT, adapter="two")
         with pytest.raises(PenstockError, match="no adapter `two`"):
             llm.unload_adapter("two")
+    flags = ("--adapter", str(adapters["one"]), "--max-new-tokens", "6", "--dtype", "float32", "--threads", "1")
+    done = penstock("chat", tiny_llama, PROMPT, *flags, home=tmp_path)
+    assert done.stdout.decode().strip() == str(said).strip()
+    check_error(
+        penstock("chat", "--url", "http://x", "--adapter", "y", "hi", home=tmp_path), 2, "give the adapter's name"
+    )
