@@ -53,7 +53,11 @@ def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
         {"target_modules": r".*layers\.[01]\.mlp\.(up|down)_proj"},
         {"target_modules": ["k_proj", "o_proj"], "rank_pattern": {"k_proj": 7}, "alpha_pattern": {"o_proj": 3}},
         {"r": 5, "target_modules": ["q_proj", "up_proj"], "layers_to_transform": [2]},
-        {"r": 8, "rank_pattern": {r"layers\.1\.mlp\.gate_proj": 2}, "alpha_pattern": {r"self_attn\..*": 5}},
+        {
+            "r": 8,
+            "rank_pattern": {r"layers\.1\.mlp\.gate_proj": 2},
+            "alpha_pattern": {r"^model\.layers\.\d+\.self_attn\..*": 5},
+        },
     ]
     return {f"a{i}": save_adapter(base, root / f"a{i}", seed=i, **kind) for i, kind in enumerate(kinds)}
 
@@ -305,6 +309,7 @@ SETTINGS = [
     ({"alpha_pattern": {"a?" * 30 + "a" * 30: 2}}, "very long to match"),
     ({"alpha_pattern": {".*.*.*.*x": 2}}, "very long to match"),
     ({"alpha_pattern": {f"model.layers.{i}.self_attn.q_proj": 8 for i in range(3)}}, None),
+    ({"rank_pattern": {"model.layers.1.self_attn.q_proj": 3}}, "'model.layers.1.self_attn.q_proj' has rank 4"),
 ]
 
 
@@ -339,6 +344,7 @@ def test_settings_that_are_refused_by_name(
         (lambda name, t: {name: t, "model.embed_tokens.lora_embedding_A": t}, "lora_embedding_A"),
         (lambda name, t: {name: t, "lm_head.weight": t}, "'base_model.model.lm_head.weight' is no LoRA matrix"),
         (lambda name, t: {name.replace("model.layers", "lm_head.layers"): t}, "Embeddings, heads and towers"),
+        (lambda name, t: {name: t, name.removeprefix("model."): t}, "two terms for one matrix"),
         (lambda name, t: {}, "it has no tensors"),
     ],
 )

@@ -130,6 +130,7 @@ def _described(
     k: int,
     activation: str = "silu",
 ) -> Packed:
+    """The same for C."""
     places = [(_POINTER * 2)(*map(_address, tensors)) for tensors in (scales, offsets, biases)]
     matrix = _Matrix(weights.data_ptr(), *places, n, k, GATES[activation])
     return Packed(form, weights, scales, offsets, biases, n, k, matrix)

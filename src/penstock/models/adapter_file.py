@@ -40,25 +40,31 @@ _ALIASES = {"block_sparse_moe.gate": "mlp.gate"}  # modules that transformers ca
 
 
 @dataclass(frozen=True)
-class Part:
-    """One module's two tensors, or an expert's share of them. rank, scale: of one product.
+class Module:
+    """What an adapter has for one module of its model. a: [rank, in]; b: [out, rank]"""
 
-    expert: (number, count) where the tensors hold all experts of a layer; flipped: these as [in, out].
-    """
-
-    module: str
+    name: str
     a: TensorEntry
     b: TensorEntry
-    rank: int
-    scale: float
-    expert: tuple[int, int] | None = None
-    flipped: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
         """(outputs, inputs) of the matrix that it is for."""
-        out, width = self.b.shape[0], self.a.shape[1]
-        return (width, out) if self.flipped else (out, width)
+        return self.b.shape[0], self.a.shape[1]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A module's term, or an expert's share of it. rank, scale: of one product.
+
+    expert: (number, count) where the module has all experts of a layer; flipped: their matrices are [in, out].
+    """
+
+    module: Module
+    rank: int
+    scale: float
+    expert: tuple[int, int] | None = None
+    flipped: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,8 +94,11 @@ class AdapterFile:
         """Read the configuration and the header. Raises ModelError for what is damaged, does not fit or cannot be
         computed."""
         settings = _settings(folder)
-        pairs = {_inside(module, names): pair for module, pair in _pairs(folder).items()}
-        return cls(folder, config.num_layers, _places(folder, settings, pairs, config, names))
+        listed = _modules(folder)
+        modules = {_inside(module.name, names): module for module in listed}
+        if len(modules) < len(listed):
+            raise _damaged(folder, "it has two terms for one matrix", WEIGHTS)
+        return cls(folder, config.num_layers, _places(folder, settings, modules, config, names))
 
     @property
     def rank(self) -> int:
@@ -154,73 +163,67 @@ def _check_pattern(folder: Path, key: str, name: str) -> None:
         raise _unsupported(folder, f"the pattern {name[:80]!r} in its `{key}` could take very long to match")
 
 
-def _pairs(folder: Path) -> dict[str, dict[str, TensorEntry]]:
-    """The tensors of each module, by side."""
+def _modules(folder: Path) -> list[Module]:
+    """The modules that the adapter has terms for."""
     if not (folder / WEIGHTS).exists():
         why = f"It has no {WEIGHTS}."
         if (folder / "adapter_model.bin").exists():
             why = "Its weights are a pickle (adapter_model.bin), which can run code when read, so it is never loaded."
         hint = "Save it with PEFT 0.6 or later, which writes safetensors."
         raise ModelError(f"The adapter {folder} cannot be loaded.", why, hint)
-    found: dict[str, dict[str, TensorEntry]] = {}
+    pairs: dict[str, dict[str, TensorEntry]] = {}
     for name, entry in read_file(folder, WEIGHTS).items():
         match = _TENSOR.fullmatch(name)
         if match is None:
             raise _unsupported(folder, f"its tensor {name[:120]!r} is no LoRA matrix of a layer")
-        found.setdefault(match["module"], {})[match["side"]] = entry
-    if not found:
+        pairs.setdefault(match["module"], {})[match["side"]] = entry
+    if not pairs:
         raise _damaged(folder, "it has no tensors", WEIGHTS)
-    for module, pair in found.items():
+    for name, pair in pairs.items():
         if len(pair) < 2:
-            raise _damaged(folder, f"{module[:120]!r} has only one of its two matrices", WEIGHTS)
+            raise _damaged(folder, f"{name[:120]!r} has only one of its two matrices", WEIGHTS)
         a, b = pair["A"].shape, pair["B"].shape
         if len(a) != 2 or len(b) != 2 or a[0] != b[1] or not a[0]:
-            raise _damaged(folder, f"{module[:120]!r} has matrices of {list(a)} and {list(b)}", WEIGHTS)
-    return found
+            raise _damaged(folder, f"{name[:120]!r} has matrices of {list(a)} and {list(b)}", WEIGHTS)
+    return [Module(name, pair["A"], pair["B"]) for name, pair in pairs.items()]
 
 
 def _inside(module: str, names: WeightMap) -> str:
     """A module's name without what stands before the layers, however much of the model was wrapped."""
-    for base in (
-        f"language_model.{names.base}",
-        "model.language_model.",
-        names.base,
-        names.base.removeprefix("model."),
-    ):
+    bare = names.base.removeprefix("model.")
+    for base in (f"language_model.{names.base}", "model.language_model.", names.base, bare):
         if base and module.startswith(base):
             return module[len(base) :]
     return module
 
 
 def _places(
-    folder: Path,
-    settings: Mapping[str, Any],
-    pairs: Mapping[str, Mapping[str, TensorEntry]],
-    config: DecoderConfig,
-    names: WeightMap,
+    folder: Path, settings: Mapping[str, Any], modules: Mapping[str, Module], config: DecoderConfig, names: WeightMap
 ) -> list[Place]:
-    """Where each module belongs in the decoder. Raises ModelError for one that belongs nowhere."""
-    left, found = set(pairs), []
+    """Where each module belongs in the decoder. modules: by their names inside it.
+
+    Raises ModelError for one that belongs nowhere.
+    """
+    left, found = set(modules), []
     for layer in range(config.num_layers):
         prefix = names.layer.format(i=layer)
-        stacked = [module for module in pairs if module.startswith(prefix) and _STACKED.fullmatch(module)]
+        stacked = [name for name in modules if name.startswith(prefix) and _STACKED.fullmatch(name)]
         for target in targets(config, names, layer):
             parts: list[tuple[slice, Part]] = []
             start = 0
             for name, rows in zip(target.names, target.rows, strict=True):
-                module = next((m for m in (prefix + name, prefix + _ALIASES.get(name, name)) if m in pairs), None)
-                if module is not None:
-                    part = _part(folder, settings, module, module, pairs[module])
-                    _check_shape(folder, part, rows, target.columns)
-                    parts.append((slice(start, start + rows), part))
-                    left.discard(module)
+                known = next((n for n in (prefix + name, prefix + _ALIASES.get(name, name)) if n in modules), None)
+                if known is not None:
+                    module = modules[known]
+                    _check_shape(folder, module, rows, target.columns)
+                    parts.append((slice(start, start + rows), _part(folder, settings, module, module.name)))
+                    left.discard(known)
                 start += rows
-            if target.expert is not None:
-                for module in stacked:
-                    share = _share(folder, settings, module, pairs[module], target)
-                    if share is not None:
-                        parts.append((slice(0, start), share))
-                        left.discard(module)
+            for name in stacked if target.expert is not None else ():
+                share = _share(folder, settings, modules[name], target)
+                if share is not None:
+                    parts.append((slice(0, start), share))
+                    left.discard(name)
             if parts:
                 found.append(Place(layer, target, parts))
     if left:
@@ -232,35 +235,30 @@ def _places(
     return found
 
 
-def _part(
-    folder: Path, settings: Mapping[str, Any], module: str, matrix: str, pair: Mapping[str, TensorEntry], count: int = 1
-) -> Part:
-    """The two tensors of a module. matrix: by which name the settings know it; count: of experts in them."""
-    stacked = pair["A"].shape[0]
+def _part(folder: Path, settings: Mapping[str, Any], module: Module, matrix: str, count: int = 1) -> Part:
+    """The term of a module. matrix: by which name the settings know it; count: of experts in it."""
+    stacked = module.a.shape[0]
     rank = _of_pattern(settings.get("rank_pattern") or {}, matrix, settings["r"])
     if rank * count != stacked:
-        raise _damaged(folder, f"{module[:120]!r} has rank {stacked / count:g}, but {CONFIG} says {rank:g}", WEIGHTS)
+        why = f"{module.name[:120]!r} has rank {stacked / count:g}, but {CONFIG} says {rank:g}"
+        raise _damaged(folder, why, WEIGHTS)
     alpha = _of_pattern(settings.get("alpha_pattern") or {}, matrix, settings["lora_alpha"])
     scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
-    return Part(module, pair["A"], pair["B"], stacked // count, scale)
+    return Part(module, stacked // count, scale)
 
 
-def _share(
-    folder: Path, settings: Mapping[str, Any], module: str, pair: Mapping[str, TensorEntry], target: Target
-) -> Part | None:
-    """An expert's share of the tensors of all experts of a layer; None where they are for another matrix of theirs.
+def _share(folder: Path, settings: Mapping[str, Any], module: Module, target: Target) -> Part | None:
+    """An expert's share of a module of all experts of a layer; None where that is for another matrix of theirs.
 
-    Which one is told by their shapes alone; the two of one module are wrapped around each other.
+    Which one is told by its shape alone: the two of one layer have names that say nothing.
     """
     assert target.expert is not None  # noqa: S101 (the caller's)
-    matrix = f"{module.partition('.base_layer')[0]}.{'gate_up_proj' if len(target.rows) > 1 else 'down_proj'}"
-    shape = (sum(target.rows), target.columns)
-    for flipped in (False, True):
-        out, width = pair["B"].shape[0], pair["A"].shape[1]
-        if ((width, out) if flipped else (out, width)) == shape:
-            part = _part(folder, settings, module, matrix, pair, target.expert[1])
-            return replace(part, expert=target.expert, flipped=flipped)
-    return None
+    rows, columns = sum(target.rows), target.columns
+    if module.shape not in ((rows, columns), (columns, rows)):
+        return None
+    parameter = "gate_up_proj" if len(target.rows) > 1 else "down_proj"
+    part = _part(folder, settings, module, f"{module.name.partition('.base_layer')[0]}.{parameter}", target.expert[1])
+    return replace(part, expert=target.expert, flipped=module.shape != (rows, columns))
 
 
 def _of_pattern(patterns: Mapping[str, float], module: str, default: float) -> float:
@@ -271,11 +269,11 @@ def _of_pattern(patterns: Mapping[str, float], module: str, default: float) -> f
     return default
 
 
-def _check_shape(folder: Path, part: Part, rows: int, columns: int) -> None:
-    if part.shape != (rows, columns):
+def _check_shape(folder: Path, module: Module, rows: int, columns: int) -> None:
+    if module.shape != (rows, columns):
         raise ModelError(
             f"The adapter {folder} does not fit this model.",
-            f"Its {part.module} is {part.shape[0]} x {part.shape[1]}; the model's matrix is {rows} x {columns}.",
+            f"Its {module.name} is {module.shape[0]} x {module.shape[1]}; the model's matrix is {rows} x {columns}.",
             "Give the adapter's own base model.",
         )
 
@@ -295,11 +293,12 @@ class _Reader:
 
     def pair(self, part: Part) -> tuple[Tensor, Tensor]:
         """[rank, in] and [out, rank], scaled."""
-        a, b = self(part.a), self(part.b) * part.scale
+        a, b = self(part.module.a), self(part.module.b)
         if part.expert is not None:  # PEFT: A goes by expert, then rank; B by rank, then expert
             number, count = part.expert
             a, b = a.view(count, part.rank, -1)[number], b.view(len(b), part.rank, count)[:, :, number]
-        return (b.T, a.T) if part.flipped else (a, b)
+        a, b = (b.T, a.T) if part.flipped else (a, b)
+        return a, b * part.scale
 
 
 def _load(folder: Path, place: Place, dtype: torch.dtype, read: _Reader) -> LowRank:
