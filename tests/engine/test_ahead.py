@@ -17,6 +17,7 @@ from penstock.engine.load import load_model
 from penstock.engine.loop import EngineLoop
 from penstock.engine.request import Embed, EngineRequest, Grammar, Sampling
 from penstock.text.grammar import GrammarSpec, source_of
+from tests.adapters import save_adapter
 from tests.checkpoints import save_tiny
 from tests.engine.driver import Generated, generate
 
@@ -169,6 +170,19 @@ def test_grammars_and_embeddings_beside_others(tiny_llama: Path) -> None:
         EngineRequest(2, [9] * 40, 0, embed=Embed()),
     ]
     same(generate(load(AheadLoop, tiny_llama), requests), generate(load(EngineLoop, tiny_llama), requests))
+
+
+def test_adapters_beside_others(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = save_adapter(tiny_llama, tmp_path / "adapter")
+    rng = random.Random(4)
+    prompts = [[rng.randrange(2, 512) for _ in range(20)] for _ in range(9)]
+    requests = [
+        EngineRequest(i, prompt, 12, ignore_eos=True, adapter="a" if i % 3 else None)
+        for i, prompt in enumerate(prompts)
+    ]
+    options: dict[str, Any] = {"adapters": {"a": str(folder)}, "max_batch_prefill_tokens": 50}
+    plain = generate(load(EngineLoop, tiny_llama, **options), requests)
+    same(generate(load(AheadLoop, tiny_llama, **options), requests), plain)
 
 
 @pytest.mark.parametrize("family", ["gemma-2", "phi-4-mini", "mixtral", "falcon-rw", "deepseek-v2-lite"])

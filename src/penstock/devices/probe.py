@@ -84,12 +84,20 @@ def _probe_card(device: str, threads: int, seconds: float, products: bool) -> Ma
     size = min(2**32, torch.cuda.mem_get_info()[0] // 4)
     source = torch.randint(0, 255, (size,), dtype=torch.uint8, device=device)
     copied = torch.empty_like(source)
-    copies = _times(lambda: (copied.copy_(source), torch.cuda.synchronize()), seconds)
+
+    def copy() -> None:
+        copied.copy_(source)
+        torch.cuda.synchronize()
+
+    def multiply() -> None:
+        torch.matmul(a, b, out=c)
+        torch.cuda.synchronize()
+
+    copies = _times(copy, seconds)
     flops = {}
     for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)) if products else ():
-        a, b = (torch.randn(_CARD_SIDE, _CARD_SIDE, device=device).to(dtype) for _ in range(2))
-        times = _times(lambda a=a, b=b: (a @ b, torch.cuda.synchronize()), seconds)  # type: ignore[misc]
-        flops[name] = 2.0 * _CARD_SIDE**3 / min(times)
+        a, b, c = (torch.randn(_CARD_SIDE, _CARD_SIDE, device=device).to(dtype) for _ in range(3))
+        flops[name] = 2.0 * _CARD_SIDE**3 / min(_times(multiply, seconds))
     if "bfloat16" in flops:  # 8-bit weights meet 16-bit rows in all but the largest steps
         flops["int8"] = flops["bfloat16"]
     return MachineLimits(threads, 2 * size / _median(copies), 2 * size / min(copies), flops)

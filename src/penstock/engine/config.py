@@ -42,3 +42,7 @@ class EngineConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     rope_factor: float | None = None
     watermark_gamma: float = 0.5
     watermark_delta: float = 2.0
+    adapters: dict[str, str] = {}  # LoRA adapters by name: their folders
+    max_adapters: int = 64
+    max_adapter_rank: int = 256
+    max_adapter_bytes: int | None = None  # of all of them in memory

@@ -10,6 +10,7 @@ import msgspec
 import torch
 
 from penstock.devices import cuda
+from penstock.engine.adapters import Adapters, planned_bytes, read_given
 from penstock.engine.ahead import AheadLoop
 from penstock.engine.config import EngineConfig
 from penstock.engine.graphs import usable_sizes
@@ -36,8 +37,10 @@ def load_on_gpu(config: EngineConfig, device: torch.device, on_stage: Callable[[
     clock.done("device", f"{name}, {human(free)} free")
     checkpoint = read_checkpoint(config, device, clock)
     rows, budget = check_options(config, checkpoint.decoder, _STEP_TOKENS)
+    given = read_given(config, checkpoint.decoder, checkpoint.names)
+    adapter_bytes = planned_bytes(config, given, checkpoint.dtype)
     usable = min(free, int(total * config.cuda_memory_fraction))
-    if checkpoint.weight_bytes > usable:
+    if checkpoint.weight_bytes + adapter_bytes > usable:
         raise ResourceError(
             f"the weights take {human(checkpoint.weight_bytes)}, and {human(usable)} of the GPU may be used",
             f"of {human(total)} {human(free)} are free; this server may take {config.cuda_memory_fraction:.0%} "
@@ -48,14 +51,22 @@ def load_on_gpu(config: EngineConfig, device: torch.device, on_stage: Callable[[
     kind = "random weights (--dummy-weights)" if checkpoint.entries is None else "weights"
     clock.done("load", f"{human(checkpoint.weight_bytes)} of {kind}")
 
+    adapters = Adapters(config, checkpoint.decoder, checkpoint.names, checkpoint.dtype, adapter_bytes, device)
+    for adapter, file in given.items():
+        adapters.add(adapter, file)
+    if given:
+        clock.done("adapters", f"{', '.join(given)}: {human(adapters.nbytes)} of {human(adapter_bytes)}")
     kv_dtype = checkpoint.dtype if config.kv_cache_dtype is None else cuda.KV_DTYPES[config.kv_cache_dtype]
-    step, decoding = _measure(config, checkpoint, decoder, kv_dtype, rows, budget)
+    step, decoding = _measure(config, checkpoint, decoder, kv_dtype, rows, budget, adapters)
+    if adapter_bytes:  # the two halves of a gated MLP apart, and what is added to them
+        step += 3 * budget * checkpoint.decoder.mlp_width * checkpoint.dtype.itemsize
     clock.done("dry step", f"{budget} tokens of {rows} sequences take {human(step)}")
     now, total = cuda.free_and_total(device)
     sizes = usable_sizes(config.cuda_graphs, rows)
     scores = sum(sizes) * checkpoint.decoder.vocab_size * checkpoint.dtype.itemsize
     graphs = decoding + scores + len(sizes) * _GRAPH_BYTES if sizes else 0
-    card = CardMemory(total, now, max(0, free - now), step, graphs)
+    later = adapter_bytes - adapters.nbytes
+    card = CardMemory(total, now, max(0, free - now), step, graphs + later)
     kv_token = checkpoint.decoder.kv_elements * kv_dtype.itemsize
     plan = plan_card(
         card,
@@ -67,7 +78,7 @@ def load_on_gpu(config: EngineConfig, device: torch.device, on_stage: Callable[[
     )
     tokens = plan.num_blocks * plan.block_size
     limits = msgspec.structs.replace(_limits(config, checkpoint, rows, budget, tokens), device=str(device))
-    loop = _loop(config, checkpoint, decoder, limits, kv_dtype)
+    loop = _loop(config, checkpoint, decoder, limits, kv_dtype, adapters)
     clock.done(
         "KV memory",
         f"weights and torch {human(card.held)} + step {human(card.step)} + graphs {human(card.graphs)} "
@@ -93,14 +104,25 @@ def _limits(config: EngineConfig, checkpoint: Checkpoint, rows: int, budget: int
 
 
 def _loop(
-    config: EngineConfig, checkpoint: Checkpoint, decoder: Decoder, limits: Limits, kv_dtype: torch.dtype
+    config: EngineConfig,
+    checkpoint: Checkpoint,
+    decoder: Decoder,
+    limits: Limits,
+    kv_dtype: torch.dtype,
+    adapters: Adapters,
 ) -> AheadLoop:
     cache = decoder.new_cache(limits.num_blocks, limits.block_size, kv_dtype)
-    return AheadLoop(LoadedModel(decoder, cache, limits, checkpoint.cost(kv_dtype)), config)
+    return AheadLoop(LoadedModel(decoder, cache, limits, checkpoint.cost(kv_dtype), adapters), config)
 
 
 def _measure(
-    config: EngineConfig, checkpoint: Checkpoint, decoder: Decoder, kv_dtype: torch.dtype, rows: int, budget: int
+    config: EngineConfig,
+    checkpoint: Checkpoint,
+    decoder: Decoder,
+    kv_dtype: torch.dtype,
+    rows: int,
+    budget: int,
+    adapters: Adapters,
 ) -> tuple[int, int]:
     """The most that the largest step takes beside weights and cache, and the most that one of decoding does. Bytes.
 
@@ -110,7 +132,7 @@ def _measure(
     small = msgspec.structs.replace(
         config, cuda_graphs=(), prefix_caching=False, max_total_tokens=None, max_input_tokens=None
     )
-    loop = _loop(small, checkpoint, decoder, _limits(small, checkpoint, rows, budget, tokens), kv_dtype)
+    loop = _loop(small, checkpoint, decoder, _limits(small, checkpoint, rows, budget, tokens), kv_dtype, adapters)
     largest = cuda.peak_bytes(partial(run_largest, loop))
     decoding = cuda.peak_bytes(partial(run_largest, loop, prompt=1))
     del loop

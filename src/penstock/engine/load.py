@@ -14,6 +14,7 @@ from penstock.devices import cuda
 from penstock.devices.allocator import keep_freed_memory
 from penstock.devices.cpu import choose_dtype
 from penstock.devices.memory import available_bytes
+from penstock.engine.adapters import Adapters, planned_bytes, read_given
 from penstock.engine.config import EngineConfig
 from penstock.engine.request import Limits, Stage
 from penstock.engine.step import GATHERED
@@ -44,6 +45,7 @@ class LoadedModel:
     cache: KVCache
     limits: Limits
     cost: StepCost
+    adapters: Adapters
 
 
 @dataclass(frozen=True)
@@ -89,20 +91,30 @@ def load_model(config: EngineConfig, on_stage: Callable[[Stage], None]) -> Loade
     checkpoint = read_checkpoint(config, CPU, clock)
     dtype, weight_bytes = checkpoint.dtype, checkpoint.weight_bytes
     cost = checkpoint.cost(dtype)
-    limits, plan = _fit(config, checkpoint.decoder, dtype, weight_bytes, cost.weight_size)
+    given = read_given(config, checkpoint.decoder, checkpoint.names)
+    adapter_bytes = planned_bytes(config, given, dtype)
+    limits, plan = _fit(config, checkpoint.decoder, dtype, weight_bytes, cost.weight_size, adapter_bytes)
     kv_token = plan.kv_bytes // (plan.num_blocks * plan.block_size)
     kv_text = (
         f"{plan.num_blocks * plan.block_size} tokens x {human(kv_token)} = {human(plan.kv_bytes)} "
         f"({plan.reason}; --max-batch-total-tokens){'' if config.kv_cache_dtype is None else _NOT_HERE}"
     )
-    clock.done("KV memory", f"weights {human(weight_bytes)} + KV {kv_text}")
+    adapter_text = f" + adapters {human(adapter_bytes)}" if adapter_bytes else ""
+    clock.done("KV memory", f"weights {human(weight_bytes)}{adapter_text} + KV {kv_text}")
 
     decoder = checkpoint.load(limits.max_total_tokens)
     keep_freed_memory()  # from here on: what loading frees is not needed again
     cache = decoder.new_cache(plan.num_blocks, plan.block_size)
     kind = "random weights (--dummy-weights)" if checkpoint.entries is None else "weights"
     clock.done("load", f"{human(weight_bytes)} of {kind}, {torch.get_num_threads()} threads")
-    return LoadedModel(decoder, cache, limits, cost)
+    # without a bound, those that come while it runs may have half of what is planned for nothing else
+    room = adapter_bytes + (plan.spare // 2 if config.max_adapter_bytes is None else 0)
+    adapters = Adapters(config, checkpoint.decoder, checkpoint.names, dtype, room)
+    for adapter, file in given.items():
+        adapters.add(adapter, file)
+    if given:
+        clock.done("adapters", f"{', '.join(given)}: {human(adapters.nbytes)} of {human(room)}")
+    return LoadedModel(decoder, cache, limits, cost, adapters)
 
 
 def _choose_format(
@@ -175,13 +187,20 @@ def _weight_bytes(
 
 
 def _fit(
-    config: EngineConfig, decoder: DecoderConfig, dtype: torch.dtype, weight_bytes: int, weight_size: float
+    config: EngineConfig,
+    decoder: DecoderConfig,
+    dtype: torch.dtype,
+    weight_bytes: int,
+    weight_size: float,
+    adapter_bytes: int,
 ) -> tuple[Limits, KVPlan]:
     """Derive every limit that was not given, and check that it all fits."""
     rows, budget = check_options(config, decoder, _STEP_TOKENS)
     kv_token = decoder.kv_elements * dtype.itemsize
     step = _step_bytes(decoder, dtype, budget, rows, config.max_total_tokens or decoder.max_positions)
-    footprint = Footprint(weight_bytes, kv_token, step)
+    if adapter_bytes:  # the two halves of a gated MLP apart, and what is added to them
+        step += 3 * budget * decoder.mlp_width * dtype.itemsize
+    footprint = Footprint(weight_bytes, kv_token, step, adapter_bytes)
     available = available_bytes()
     slots = config.max_batch_total_tokens
     if slots is None and config.kv_cache_gib is not None:

@@ -16,6 +16,7 @@ from penstock.engine.scheduler import Run
 from penstock.engine.sequence import Sequence
 from penstock.kernels.attention import PagedBatch, RunGroup
 from penstock.models.inputs import StepInputs, Wanted
+from penstock.models.lora import RowAdapters
 
 UNKNOWN = -1  # in place of a token that only the device knows
 _WIDTH = 16  # block tables are cut at multiples of this
@@ -170,8 +171,11 @@ class DeviceRows:
             groups=self._groups(self._batch(self._numbers[: n + 1], contexts, tables, n, 1)),
         )
 
-    def mixed(self, packed: Packed, parts: tuple[Tensor, ...], alone: bool = False) -> StepInputs:
-        """The inputs of runs of any length. parts: from `receive`; alone: the one run is of a deterministic request."""
+    def mixed(
+        self, packed: Packed, parts: tuple[Tensor, ...], alone: bool = False, adapters: RowAdapters | None = None
+    ) -> StepInputs:
+        """The inputs of runs of any length. parts: from `receive`; alone: the one run is of a deterministic request;
+        adapters: of the rows."""
         ids, index, contexts, lengths, spans, rows, runs = parts
         stops = lengths.cumsum(0)
         starts = stops - lengths
@@ -200,6 +204,7 @@ class DeviceRows:
             slots=slots.to(self._slots),
             groups=self._groups(*batches),
             wanted=wanted,
+            adapters=adapters,
         )
 
     def _groups(self, *batches: PagedBatch) -> list[RunGroup] | list[PagedBatch]:

@@ -16,7 +16,7 @@ from penstock.engine.rows import DeviceRows
 from penstock.engine.sampler import draw_rule
 from penstock.engine.scheduler import Run
 from penstock.engine.sequence import Sequence
-from penstock.engine.step import Step
+from penstock.engine.step import Step, row_adapters
 from penstock.kernels.sampling import DrawRule, draw, largest
 from penstock.models.decoder import Decoder
 from penstock.models.inputs import KVCache
@@ -80,7 +80,9 @@ class Runner:
         single = runs[-1].length == 1 and not self._with_spans
         reading = any(run.sequence.reads_prompt for run in runs)
         parts: list[SequenceOutput] = []
-        size = self.graphs.size_for(len(runs)) if single and not reading and not alone else None
+        adapters = row_adapters(runs, self.device)
+        usual = single and not reading and not alone and adapters is None
+        size = self.graphs.size_for(len(runs)) if usual else None
         if size is not None:
             places = ends
             logits, values, ids = self.graphs.replay(size, self.rows.pack(runs, running, padded=size))
@@ -88,7 +90,7 @@ class Runner:
             whole = reading or len(ends) == lasts[-1] + 1
             packed = self.rows.pack(runs, running, None if whole else [(lasts[i], i) for i in ends], self._with_spans)
             received = self.rows.receive(packed)
-            inputs = self.rows.mixed(packed, received, alone)
+            inputs = self.rows.mixed(packed, received, alone, adapters)
             places = [lasts[i] for i in ends] if whole else list(range(len(ends)))
             step = Step(runs, inputs, lasts, [runs[i] for i in ends], places, read)
             watch = Watch(step)
