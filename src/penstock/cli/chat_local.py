@@ -70,7 +70,7 @@ class LocalChat:
             max_new_tokens=min(wanted, room), temperature=self._asked["temperature"], top_p=self._asked["top_p"]
         )
         request = parameters.request(next(self._numbers), ids, seed)
-        text = TextStream(self._tokenizer, ids)
+        text = TextStream(self._tokenizer, limits.continued(ids))
         self._engine.add(request)
         finish.prompt_tokens = len(ids)
         try:

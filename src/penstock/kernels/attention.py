@@ -62,10 +62,15 @@ def rotate_into_cache(
     """
     if native.can_rotate(q, cos, k_cache):
         return native.rotate_into(q, k, v, cos, sin, slots, k_cache, v_cache)
-    block, place = slots // k_cache.shape[2], slots % k_cache.shape[2]
-    k_cache.transpose(1, 2)[block, place] = rotate(k, cos, sin)
-    v_cache.transpose(1, 2)[block, place] = v
+    store(rotate(k, cos, sin), v, slots, k_cache, v_cache)
     return rotate(q, cos, sin)
+
+
+def store(k: Tensor, v: Tensor, slots: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
+    """Put keys and values, [T, kv_heads, dim], into the cache. slots: [T] block * block_size + offset."""
+    block, place = slots // k_cache.shape[2], slots % k_cache.shape[2]
+    k_cache.transpose(1, 2)[block, place] = k
+    v_cache.transpose(1, 2)[block, place] = v
 
 
 def paged_attention(
@@ -79,16 +84,18 @@ def paged_attention(
     softcap: float | None = None,
     chunk: int | None = None,
     alibi: Tensor | None = None,
+    relative: Tensor | None = None,
 ) -> Tensor:
     """Softmax attention of each run over its own cached tokens. q: [T, heads, dim] -> [T, heads * dim].
 
     The run's own keys and values are in the cache already. window: how many tokens back a query sees, itself included.
     softcap: scores become softcap * tanh(score / softcap). chunk: a query sees only keys of its own stretch of so many
     tokens. alibi: [heads, positions] float32, added to the scores by the place of the key (Press et al. 2021; the
-    query's place adds the same to all, which softmax forgets).
+    query's place adds the same to all, which softmax forgets). relative: [heads, distances], added by how far the key
+    is behind the query, the last of it beyond (Raffel et al. 2020); the compiled kernels do not know it.
     """
     out = torch.empty_like(q)
-    compiled = native.can_attend(q, k_cache)
+    compiled = relative is None and native.can_attend(q, k_cache)
     for group in groups:
         whole = group.start == 0 and group.end == len(q)
         rows, result = (q, out) if whole else (q[group.start : group.end], out[group.start : group.end])
@@ -97,7 +104,8 @@ def paged_attention(
                 rows, result, k_cache, v_cache, group.blocks, group.ends, scale, window, softcap, chunk, alibi
             )
         else:
-            _attend(rows, result, k_cache, v_cache, group, _Rule(scale, window, softcap, chunk, alibi))
+            rule = _Rule(scale, window, softcap, chunk, alibi, relative)
+            _attend(rows, result, k_cache, v_cache, group, rule)
     return out.flatten(1)
 
 
@@ -110,6 +118,7 @@ class _Rule:
     softcap: float | None = None
     chunk: int | None = None
     alibi: Tensor | None = None
+    relative: Tensor | None = None
 
 
 def _attend(q: Tensor, out: Tensor, k_cache: Tensor, v_cache: Tensor, group: RunGroup, rule: _Rule) -> None:
@@ -134,6 +143,9 @@ def _attend(q: Tensor, out: Tensor, k_cache: Tensor, v_cache: Tensor, group: Run
             scores.div_(rule.softcap).tanh_().mul_(rule.softcap)
         if rule.alibi is not None:
             by_query.add_(_by_key(rule.alibi, width).view(kv_heads, 1, repeats, 1, width))
+        if rule.relative is not None:
+            far = _distances(group, first, stop, width).clamp_(0, rule.relative.shape[1] - 1)
+            by_query.add_(rule.relative[:, far.to(q.device)].unflatten(0, (kv_heads, repeats)).transpose(1, 2))
         mask = _mask(group, rule, first, stop, width, q.dtype)
         if mask is not None:
             by_query.add_(mask)
@@ -145,6 +157,12 @@ def _attend(q: Tensor, out: Tensor, k_cache: Tensor, v_cache: Tensor, group: Run
 def _by_key(alibi: Tensor, width: int) -> Tensor:
     """The first `width` columns; what fills up the last block lies beyond every context. [heads, width]"""
     return alibi[:, :width] if width <= alibi.shape[1] else F.pad(alibi, (0, width - alibi.shape[1]))
+
+
+def _distances(group: RunGroup, first: int, stop: int, width: int) -> Tensor:
+    """How far the keys up to `width` are behind the queries first..stop. [batch, stop - first, width]"""
+    before = torch.tensor(group.contexts).unsqueeze(1) - group.length  # [batch, 1] tokens ahead of each run
+    return (before + torch.arange(first, stop)).unsqueeze(2) - torch.arange(width)
 
 
 def _mask(group: RunGroup, rule: _Rule, first: int, stop: int, width: int, dtype: torch.dtype) -> Tensor | None:
@@ -159,14 +177,12 @@ def _mask(group: RunGroup, rule: _Rule, first: int, stop: int, width: int, dtype
     mask = None
     limit = min((n for n in (window, chunk) if n is not None), default=width)
     if group.length > 1 or min(group.contexts) < width or width > limit:
-        before = torch.tensor(group.contexts).unsqueeze(1) - group.length  # [batch, 1] tokens ahead of each run
-        query = (before + torch.arange(first, stop)).unsqueeze(2)  # position of each query
-        key = torch.arange(width)
-        hidden = key > query
+        behind, key = _distances(group, first, stop, width), torch.arange(width)
+        hidden = behind < 0
         if window is not None:
-            hidden |= key <= query - window
+            hidden |= behind >= window
         if chunk is not None:
-            hidden |= key < query // chunk * chunk
+            hidden |= key < (behind + key) // chunk * chunk
         mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf")).unsqueeze(1)
     group.masks[window, chunk] = (first, mask)
     return mask
