@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForSeq2SeqLM
 
 Options = dict[str, Any]
@@ -93,23 +93,37 @@ def save_encoder_decoder(folder: Path, options: Options, seed: int = 0) -> Path:
     return folder
 
 
-def save_unigram(folder: Path, vocab_size: int = 512) -> None:
+def save_unigram(folder: Path, size: int = 500) -> None:
     """A SentencePiece-like tokenizer: pieces with a likelihood, spaces as letters, </s> behind every text."""
-    tokenizer = Tokenizer(models.Unigram())
+    rng, letters = random.Random(0), "abcdefghijklmnopqrstuvwxyz"
+    words = [
+        "the",
+        "quick",
+        "brown",
+        "fox",
+        "jumps",
+        "over",
+        "a",
+        "lazy",
+        "dog",
+        "seven",
+        "wizards",
+        "make",
+        "toxic",
+        "brew",
+    ]
+    parts = ["".join(rng.choices(letters, k=rng.randint(2, 4))) for _ in range(size)]
+    pieces = {"<pad>": 0.0, "</s>": 0.0, "<unk>": 0.0}
+    pieces |= dict.fromkeys("\u2581" + letters + letters.upper() + "0123456789.,:?!'-", -8.0)
+    pieces |= dict.fromkeys((f"\u2581{word}" for word in words), -3.0)
+    pieces |= {part if i % 2 else f"\u2581{part}": -6.0 - i / size for i, part in enumerate(parts)}
+    tokenizer = Tokenizer(models.Unigram(list(pieces.items())[:size], unk_id=2))
+    tokenizer.add_special_tokens(["<pad>", "</s>", "<unk>"])
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always")]
     )
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
-    words = "the quick brown fox jumps over a lazy dog while seven wizards make toxic brew for an evil queen "
-    texts = [words * 5, words.title(), words.upper(), "translate English to German: summarize 0123456789 ,.?!'"]
-    rng = random.Random(0)
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    texts += [" ".join("".join(rng.choices(letters, k=rng.randint(2, 8))) for _ in range(60)) for _ in range(20)]
-    trainer = trainers.UnigramTrainer(
-        vocab_size=vocab_size - 12, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {

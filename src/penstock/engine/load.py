@@ -195,7 +195,8 @@ def _fit(
         rows,
     )
     if encodes:  # where a prompt's keys and values end, a block ends
-        plan = replace(plan, num_blocks=plan.num_blocks + 1)
+        block = config.block_size * kv_token
+        plan = replace(plan, num_blocks=plan.num_blocks + 1, kv_bytes=plan.kv_bytes + block)
     inputs = config.max_input_tokens or total - 1
     if inputs >= total:
         raise UsageError(f"`max_input_tokens`({inputs}) must be < `max_total_tokens`({total})")

@@ -5,6 +5,7 @@ Imported when the first grammar comes; without the package the engine runs and r
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ class Vocabulary:
         self.width = width
         try:
             self._tokenizer = llguidance.LLTokenizer(
-                path.read_text(encoding="utf-8"), n_vocab=width, eos_token=list(eos_ids) or None
+                _understood(path.read_text(encoding="utf-8")), n_vocab=width, eos_token=list(eos_ids) or None
             )
             self._limits = llguidance.LLParserLimits(**LIMITS)
         except (OSError, ValueError) as error:
@@ -56,6 +57,26 @@ class Vocabulary:
         if matcher.is_error():
             raise InvalidRequest(f"grammar is not valid: {_short(matcher.get_error())}")
         return matcher
+
+
+def _understood(tokenizer: str) -> str:
+    """A tokenizer.json as llguidance reads it, which must cut any text back into what it was put together from: where a
+    letter stands for spaces by T5's one step (Metaspace), by the steps of Llama's that do the same and lose no space.
+    Raises ValueError for what is no JSON."""
+    settings = json.loads(tokenizer)
+    decoder = settings.get("decoder") or {}
+    if decoder.get("type") != "Metaspace":
+        return tokenizer
+    letter = decoder["replacement"]
+    spaces = {"type": "Replace", "pattern": {"String": " "}, "content": letter}
+    steps = [
+        {"type": "Replace", "pattern": {"String": letter}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+        {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+    ]
+    decoder = {"type": "Sequence", "decoders": steps}
+    return json.dumps(settings | {"normalizer": spaces, "pre_tokenizer": None, "decoder": decoder})
 
 
 def _short(error: object) -> str:

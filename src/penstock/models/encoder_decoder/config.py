@@ -93,8 +93,8 @@ _MT5 = _T5 | {
 }
 
 KINDS = {
-    "t5": Kind("T5, T5 v1.1, flan-t5, flan-ul2, T0", _T5),
-    "mt5": Kind("mT5, mT0, aya-101", _MT5, scaled_head=False),
+    "t5": Kind("T5, T5 v1.1 (gated GELU), flan-t5, flan-ul2", _T5),
+    "mt5": Kind("mT5, mT0", _MT5, scaled_head=False),
     "umt5": Kind("UMT5", _MT5, bias_in_each_layer=True, scaled_head=True),
 }
 
