@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.models.t5.modeling_t5 import T5Attention
@@ -17,7 +18,7 @@ from penstock.engine.config import EngineConfig
 from penstock.engine.encoded_step import build_encoded_step
 from penstock.engine.load import _weight_bytes
 from penstock.engine.loop import EngineLoop
-from penstock.engine.request import Embed, EngineRequest, Sampling
+from penstock.engine.request import Embed, EngineRequest, Grammar, Sampling
 from penstock.engine.scheduler import Run
 from penstock.engine.sequence import Sequence
 from penstock.errors import InvalidRequest, ModelError, UsageError
@@ -26,7 +27,8 @@ from penstock.hub.checkpoint import read_checkpoint
 from penstock.kernels.relative import buckets_of
 from penstock.models.config import WeightMap
 from penstock.models.encoder_decoder.config import read_encoder_decoder
-from tests.encoder_decoders import SHAPES, random_options, save_encoder_decoder
+from penstock.text.grammar import GrammarSpec, source_of
+from tests.encoder_decoders import SHAPES, random_options, save_encoder_decoder, save_unigram
 from tests.engine.driver import generate
 from tests.engine.exactness import TIE, made_prompts
 
@@ -202,6 +204,28 @@ def test_draws_depend_on_the_seed_alone(t5: Path) -> None:
         return [result.ids for result in generate(load(t5, **options), asked).values()]
 
     assert drawn() == drawn(max_batch_size=1)
+
+
+def test_a_grammar_begins_with_a_word_as_words_are_spelt(t5: Path) -> None:
+    """With the space that the text of the answer then drops, and without; tokens that must come are one run."""
+    save_unigram(t5)
+    tokenizer = Tokenizer.from_file(str(t5 / "tokenizer.json"))
+    asked = [
+        EngineRequest(
+            id=i,
+            prompt_ids=row,
+            max_new_tokens=40,
+            grammar=Grammar(source_of(GrammarSpec("regex", "quick brown (fox|dog) jumps over 0123456789"))),
+            sampling=Sampling(logit_bias={} if i % 2 else {tokenizer.token_to_id("\u2581quick"): 100.0}),
+        )
+        for i, row in enumerate(made_prompts(6, 60, 400))
+    ]
+    found = generate(load(t5), asked)
+    for i, result in found.items():
+        assert result.error is None
+        text = tokenizer.decode(result.ids)
+        assert text in ("quick brown fox jumps over 0123456789", "quick brown dog jumps over 0123456789"), text
+        assert i % 2 or tokenizer.id_to_token(result.ids[0]) == "\u2581quick"
 
 
 def test_the_prompt_is_not_scored(t5: Path) -> None:

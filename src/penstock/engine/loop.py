@@ -68,7 +68,9 @@ class EngineLoop:
         self._nonce = secrets.token_bytes(32)
         self._span_rope = model.decoder.span_rope
         self._eos = frozenset(model.limits.eos_ids)
-        self._grammars = Grammars(Path(config.model_path), model.limits.vocab_size, model.limits.eos_ids)
+        self._grammars = Grammars(
+            Path(config.model_path), model.limits.vocab_size, model.limits.eos_ids, fresh=start_id is not None
+        )
         self._beginning: dict[Sequence, Future[Cursor]] = {}  # sequences whose grammar is being made
         self._held = HeldRows()
         self._failures = 0

@@ -29,8 +29,9 @@ _UNSUPPORTED = "grammar is not supported"
 class Vocabulary:
     """The tokens of a model, and what ends a text. Making one takes a second for 128,000 tokens. Thread safe."""
 
-    def __init__(self, folder: Path, width: int, eos_ids: Sequence[int]) -> None:
-        """folder: of the model. width: of its output. Raises InvalidRequest, because a request asked for it."""
+    def __init__(self, folder: Path, width: int, eos_ids: Sequence[int], fresh: bool = False) -> None:
+        """folder: of the model. width: of its output. fresh: answers follow no prompt, so that their text begins without
+        the space that a first word is spelt with. Raises InvalidRequest, because a request asked for it."""
         try:
             import llguidance
         except ImportError:
@@ -38,7 +39,7 @@ class Vocabulary:
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise InvalidRequest(f"{_UNSUPPORTED}: the model has no tokenizer.json")
-        self.width = width
+        self.width, self._fresh = width, fresh
         try:
             self._tokenizer = llguidance.LLTokenizer(
                 _understood(path.read_text(encoding="utf-8")), n_vocab=width, eos_token=list(eos_ids) or None
@@ -51,12 +52,21 @@ class Vocabulary:
 
     def matcher(self, source: str) -> Any:
         """A fresh LLMatcher that has been asked for its first mask. Raises InvalidRequest for a grammar at fault."""
+        if self._fresh:
+            source = _after_space(source)
         matcher = self._new(self._tokenizer, source, log_level=0, limits=self._limits)
         if not matcher.is_error():
             matcher.compute_bitmask()
         if matcher.is_error():
             raise InvalidRequest(f"grammar is not valid: {_short(matcher.get_error())}")
         return matcher
+
+
+def _after_space(source: str) -> str:
+    """The same grammar behind a space that need not be there."""
+    (grammar,) = json.loads(source)["grammars"]
+    start = {"name": "start", "lark_grammar": 'start: " "? @answer'}
+    return json.dumps({"grammars": [start, {**grammar, "name": "answer"}]})
 
 
 def _understood(tokenizer: str) -> str:
