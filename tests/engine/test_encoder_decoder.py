@@ -24,6 +24,7 @@ from penstock.engine.sequence import Sequence
 from penstock.errors import InvalidRequest, ModelError, UsageError
 from penstock.formats import FORMATS
 from penstock.hub.checkpoint import read_checkpoint
+from penstock.kernels import native
 from penstock.kernels.relative import buckets_of
 from penstock.models.config import WeightMap
 from penstock.models.encoder_decoder.config import read_encoder_decoder
@@ -140,6 +141,14 @@ def test_the_schedule_changes_nothing(t5: Path) -> None:
             stats = engine.current_stats()
             assert (stats.used_blocks, stats.cached_blocks) == (0, 0)
     assert engine.stats.preemptions > 0
+
+
+def test_without_compiled_kernels(t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = made_prompts(6, 60, 512, seed=8)
+    expected = generate(load(t5), requests(rows, 40))
+    monkeypatch.setattr(native, "can_attend", lambda *_: False)
+    monkeypatch.setattr(native, "can_rotate", lambda *_: False)
+    assert generate(load(t5), requests(rows, 40)) == expected
 
 
 def test_a_full_cache_still_holds_the_longest_sequence(t5: Path) -> None:

@@ -42,7 +42,11 @@ def build_encoded_step(runs: list[Run], block_size: int) -> Step:
     """
     runs = sorted(runs, key=lambda run: len(run.sequence.request.prompt_ids) * (run.sequence.computed == 0))
     fresh = [run for run in runs if run.sequence.computed == 0]
-    parts = sorted(_parts(runs, block_size), key=lambda p: (kind(p.own, block_size), kind(p.text, block_size)))
+    # among runs of one kind, those of one context are together: they are one call of the compiled kernel
+    parts = sorted(
+        _parts(runs, block_size),
+        key=lambda part: (kind(part.own, block_size), kind(part.text, block_size), part.own.context),
+    )
     ids: list[int] = []
     positions: list[int] = []
     slots: list[int] = []

@@ -75,7 +75,7 @@ def load_model(config: EngineConfig, on_stage: Callable[[Stage], None]) -> Loade
 
     decoder: Model
     if isinstance(described, EncoderDecoderConfig):
-        decoder = EncoderDecoder.load(entries, described, dtype, form)
+        decoder = EncoderDecoder.load(entries, described, dtype, limits.max_total_tokens, form)
     else:
         decoder = Decoder.load(entries, described, names, dtype, limits.max_total_tokens, form)
     keep_freed_memory()  # from here on: what loading frees is not needed again

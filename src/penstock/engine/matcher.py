@@ -30,8 +30,8 @@ class Vocabulary:
     """The tokens of a model, and what ends a text. Making one takes a second for 128,000 tokens. Thread safe."""
 
     def __init__(self, folder: Path, width: int, eos_ids: Sequence[int], fresh: bool = False) -> None:
-        """folder: of the model. width: of its output. fresh: answers follow no prompt, so that their text begins without
-        the space that a first word is spelt with. Raises InvalidRequest, because a request asked for it."""
+        """folder: of the model. width: of its output. fresh: answers follow no prompt, so that their text drops the
+        space that a first word is spelt with. Raises InvalidRequest, because a request asked for it."""
         try:
             import llguidance
         except ImportError:

@@ -68,6 +68,10 @@ def rotate_into_cache(
 
 def store(k: Tensor, v: Tensor, slots: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
     """Put keys and values, [T, kv_heads, dim], into the cache. slots: [T] block * block_size + offset."""
+    ones = k.new_ones(len(k), 1, k.shape[2])
+    if native.can_rotate(k, ones, k_cache):
+        native.rotate_into(k, k, v, ones, torch.zeros_like(ones), slots, k_cache, v_cache)  # by no angle
+        return
     block, place = slots // k_cache.shape[2], slots % k_cache.shape[2]
     k_cache.transpose(1, 2)[block, place] = k
     v_cache.transpose(1, 2)[block, place] = v
@@ -84,18 +88,16 @@ def paged_attention(
     softcap: float | None = None,
     chunk: int | None = None,
     alibi: Tensor | None = None,
-    relative: Tensor | None = None,
 ) -> Tensor:
     """Softmax attention of each run over its own cached tokens. q: [T, heads, dim] -> [T, heads * dim].
 
     The run's own keys and values are in the cache already. window: how many tokens back a query sees, itself included.
     softcap: scores become softcap * tanh(score / softcap). chunk: a query sees only keys of its own stretch of so many
     tokens. alibi: [heads, positions] float32, added to the scores by the place of the key (Press et al. 2021; the
-    query's place adds the same to all, which softmax forgets). relative: [heads, distances], added by how far the key
-    is behind the query, the last of it beyond (Raffel et al. 2020); the compiled kernels do not know it.
+    query's place adds the same to all, which softmax forgets).
     """
     out = torch.empty_like(q)
-    compiled = relative is None and native.can_attend(q, k_cache)
+    compiled = native.can_attend(q, k_cache)
     for group in groups:
         whole = group.start == 0 and group.end == len(q)
         rows, result = (q, out) if whole else (q[group.start : group.end], out[group.start : group.end])
@@ -104,14 +106,16 @@ def paged_attention(
                 rows, result, k_cache, v_cache, group.blocks, group.ends, scale, window, softcap, chunk, alibi
             )
         else:
-            rule = _Rule(scale, window, softcap, chunk, alibi, relative)
-            _attend(rows, result, k_cache, v_cache, group, rule)
+            attend_gathered(rows, result, k_cache, v_cache, group, Rule(scale, window, softcap, chunk, alibi))
     return out.flatten(1)
 
 
 @dataclass(frozen=True)
-class _Rule:
-    """How scores are made and which keys are seen; see `paged_attention`."""
+class Rule:
+    """How scores are made and which keys are seen; see `paged_attention`.
+
+    relative: [heads, distances], added by how far the key is behind the query, beyond the last as there.
+    """
 
     scale: float
     window: int | None = None
@@ -121,7 +125,7 @@ class _Rule:
     relative: Tensor | None = None
 
 
-def _attend(q: Tensor, out: Tensor, k_cache: Tensor, v_cache: Tensor, group: RunGroup, rule: _Rule) -> None:
+def attend_gathered(q: Tensor, out: Tensor, k_cache: Tensor, v_cache: Tensor, group: RunGroup, rule: Rule) -> None:
     """One group by two matrix products over its gathered keys and values. q, out: [batch * length, heads, dim]."""
     _blocks, kv_heads, block_size, dim = k_cache.shape
     batch, length, longest, repeats = group.batch, group.length, max(group.contexts), q.shape[1] // kv_heads
@@ -165,7 +169,7 @@ def _distances(group: RunGroup, first: int, stop: int, width: int) -> Tensor:
     return (before + torch.arange(first, stop)).unsqueeze(2) - torch.arange(width)
 
 
-def _mask(group: RunGroup, rule: _Rule, first: int, stop: int, width: int, dtype: torch.dtype) -> Tensor | None:
+def _mask(group: RunGroup, rule: Rule, first: int, stop: int, width: int, dtype: torch.dtype) -> Tensor | None:
     """What to add to the scores of queries first..stop: 0 for a key that is seen, -inf for others, None if all are.
 
     [batch, 1, stop - first, width]

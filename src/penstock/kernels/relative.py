@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from penstock.kernels.attention import SLICE
+from penstock.kernels import native
+from penstock.kernels.attention import SLICE, Rule, RunGroup, attend_gathered
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,20 @@ class TextGroup:
     @property
     def end(self) -> int:
         return self.start + self.batch * self.length
+
+
+@dataclass(frozen=True)
+class BiasBehind:
+    """What each head adds by how far a key is behind the query. table: [heads, n + 1], of what lies farther the last;
+    backwards: the same up to the longest context, [heads, positions] float32, distance 0 last."""
+
+    table: Tensor
+    backwards: Tensor
+
+    @classmethod
+    def of(cls, table: Tensor, positions: int) -> BiasBehind:
+        distances = torch.arange(positions - 1, -1, -1, device=table.device).clamp(max=table.shape[1] - 1)
+        return cls(table, table[:, distances].float())
 
 
 def buckets_of(offsets: Tensor, count: int, max_distance: int, both_ways: bool) -> Tensor:
@@ -81,4 +97,28 @@ def attend_within(q: Tensor, k: Tensor, v: Tensor, texts: list[TextGroup], bias:
             )
             stop = n - first
             mixed[:, :, max(0, stop - SLICE) : stop] = part.flip(2)
+    return out.flatten(1)
+
+
+def paged_relative_attention(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, groups: list[RunGroup], bias: BiasBehind
+) -> Tensor:
+    """`paged_attention` whose scores are not scaled and have a bias by distance. q: [T, heads, dim], contiguous ->
+    [T, heads * dim].
+
+    A single query sees its keys' distances in their order, so the compiled kernel takes them for a bias by place.
+    """
+    out = torch.empty_like(q)
+    compiled = native.can_attend(q, k_cache)
+    for group in groups:
+        rows, result = q[group.start : group.end], out[group.start : group.end]
+        if not compiled or group.length > 1 or max(group.contexts) > bias.backwards.shape[1]:
+            attend_gathered(rows, result, k_cache, v_cache, group, Rule(1.0, relative=bias.table))
+            continue
+        first = 0
+        for context, same in groupby(group.contexts):
+            part = slice(first, first + len(list(same)))
+            by_place, blocks, ends = bias.backwards[:, -context:], group.blocks[part], group.ends[part]
+            native.attend(rows[part], result[part], k_cache, v_cache, blocks, ends, 1.0, alibi=by_place)
+            first = part.stop
     return out.flatten(1)

@@ -10,7 +10,7 @@ from torch import Tensor
 from penstock.formats import FORMATS, Format
 from penstock.hub.checkpoint import TensorEntry
 from penstock.kernels.attention import paged_attention, store
-from penstock.kernels.relative import attend_within, spread
+from penstock.kernels.relative import attend_within, paged_relative_attention, spread
 from penstock.models.encoder_decoder.config import EncoderDecoderConfig
 from penstock.models.encoder_decoder.weights import EncoderDecoderWeights, load_encoder_decoder
 from penstock.models.inputs import EncoderInputs, KVCache, StepInputs, empty_cache
@@ -30,10 +30,14 @@ class EncoderDecoder:
         entries: dict[str, TensorEntry] | None,
         config: EncoderDecoderConfig,
         dtype: torch.dtype,
+        positions: int,
         form: Format = FORMATS["none"],
     ) -> EncoderDecoder:
-        """Read the tensors of a checkpoint; without entries take random ones."""
-        return cls(config, load_encoder_decoder(entries, config, dtype, form), dtype)
+        """Read the tensors of a checkpoint; without entries take random ones.
+
+        positions: of the longest answer that will be asked for.
+        """
+        return cls(config, load_encoder_decoder(entries, config, dtype, form, positions), dtype)
 
     def new_cache(self, num_blocks: int, block_size: int) -> KVCache:
         """An empty cache for the layers of the decoder: of what the encoder made, and of their own tokens."""
@@ -66,8 +70,8 @@ class EncoderDecoder:
             if watch is not None:
                 watch(i, x)
             attention = layer.attention
-            if bias is None or table is not attention.bias:
-                table, bias = attention.bias, spread(attention.bias, longest)
+            if bias is None or table is not layer.bias:
+                table, bias = layer.bias, spread(layer.bias, longest)
             q, k, v = self._heads(attention.qkv(attention.norm(x)), 3)
             x = attention.out(attend_within(q, k, v, texts.groups, bias), x)
             x = layer.forward.mlp(layer.forward.norm(x), x)
@@ -81,7 +85,7 @@ class EncoderDecoder:
             attention, cross = layer.attention, layer.cross
             q, k, v = self._heads(attention.qkv(attention.norm(x)), 3)
             store(k, v, step.slots, *kv)
-            mixed = paged_attention(q.contiguous(), *kv, step.groups, 1.0, None, relative=attention.bias)
+            mixed = paged_relative_attention(q.contiguous(), *kv, step.groups, layer.bias)
             x = attention.out(mixed, x)
             (q,) = self._heads(cross.q(cross.norm(x)), 1)
             x = cross.out(paged_attention(q, *kv, texts.crosses, 1.0, None), x)

@@ -11,7 +11,7 @@ from torch import Tensor
 from penstock.formats import Format
 from penstock.formats.dense import Linear
 from penstock.hub.checkpoint import TensorEntry
-from penstock.kernels.relative import bias_table
+from penstock.kernels.relative import BiasBehind, bias_table
 from penstock.models.encoder_decoder.config import EncoderDecoderConfig
 from penstock.models.mlp import GatedMlp, Mlp, PlainMlp
 from penstock.models.norms import RmsNorm
@@ -29,12 +29,11 @@ class Names(Protocol):
 
 @dataclass(frozen=True)
 class SelfAttention:
-    """Norm, products and positions of a layer's attention to its own tokens. bias: see `bias_table`."""
+    """Norm and products of a layer's attention to its own tokens."""
 
     norm: RmsNorm
     qkv: Linear
     out: Linear
-    bias: Tensor
 
 
 @dataclass(frozen=True)
@@ -57,9 +56,10 @@ class FeedForward:
 
 @dataclass(frozen=True)
 class EncoderLayer:
-    """One layer of the encoder."""
+    """One layer of the encoder. bias: a table of both ways, see `bias_table`."""
 
     attention: SelfAttention
+    bias: Tensor
     forward: FeedForward
 
 
@@ -68,6 +68,7 @@ class DecoderLayer:
     """One layer of the decoder."""
 
     attention: SelfAttention
+    bias: BiasBehind
     cross: CrossAttention
     forward: FeedForward
 
@@ -85,13 +86,19 @@ class EncoderDecoderWeights:
 
 
 def load_encoder_decoder(
-    entries: dict[str, TensorEntry] | None, config: EncoderDecoderConfig, dtype: torch.dtype, form: Format
+    entries: dict[str, TensorEntry] | None,
+    config: EncoderDecoderConfig,
+    dtype: torch.dtype,
+    form: Format,
+    positions: int,
 ) -> EncoderDecoderWeights:
     """Read and pack every tensor. Raises ModelError for what does not fit.
 
-    entries: of the checkpoint, or None for random weights. dtype: what is computed in; form: how matrices are stored.
+    entries: of the checkpoint, or None for random weights. dtype: what is computed in; form: how matrices are stored;
+    positions: of the longest answer.
     """
-    return _Loader(RandomReader(dtype) if entries is None else TensorReader(entries, dtype), config, form).all()
+    read = RandomReader(dtype) if entries is None else TensorReader(entries, dtype)
+    return _Loader(read, config, form, positions).all()
 
 
 def embedding_tensor(names: Names) -> str:
@@ -107,8 +114,10 @@ def is_read(name: str, names: Names) -> bool:
 class _Loader:
     """Builds the two stacks from a checkpoint."""
 
-    def __init__(self, read: TensorReader | RandomReader, config: EncoderDecoderConfig, form: Format) -> None:
-        self.read, self.config, self.form = read, config, form
+    def __init__(
+        self, read: TensorReader | RandomReader, config: EncoderDecoderConfig, form: Format, positions: int
+    ) -> None:
+        self.read, self.config, self.form, self.positions = read, config, form, positions
 
     def all(self) -> EncoderDecoderWeights:
         c = self.config
@@ -117,14 +126,15 @@ class _Loader:
         encoder: list[EncoderLayer] = []
         for i in range(c.encoder_layers):
             prefix = f"encoder.block.{i}.layer."
-            shared = encoder[0].attention.bias if encoder and not c.bias_in_each_layer else None
-            encoder.append(EncoderLayer(self.attention(prefix, True, shared), self.forward(f"{prefix}1.")))
+            around = self.bias(prefix, True) if i == 0 or c.bias_in_each_layer else encoder[0].bias
+            encoder.append(EncoderLayer(self.attention(prefix), around, self.forward(f"{prefix}1.")))
         decoder: list[DecoderLayer] = []
         for i in range(c.decoder_layers):
             prefix = f"decoder.block.{i}.layer."
-            shared = decoder[0].attention.bias if decoder and not c.bias_in_each_layer else None
-            attention = self.attention(prefix, False, shared)
-            decoder.append(DecoderLayer(attention, self.cross(f"{prefix}1."), self.forward(f"{prefix}2.")))
+            own = i == 0 or c.bias_in_each_layer
+            behind = BiasBehind.of(self.bias(prefix, False), self.positions) if own else decoder[0].bias
+            cross, forward = self.cross(f"{prefix}1."), self.forward(f"{prefix}2.")
+            decoder.append(DecoderLayer(self.attention(prefix), behind, cross, forward))
         head = self.read(HEAD, shape) if HEAD in self.read else embedding
         return EncoderDecoderWeights(
             embedding=embedding,
@@ -149,15 +159,13 @@ class _Loader:
     def out(self, prefix: str) -> Linear:
         return self.form.load(self.read(f"{prefix}o.weight", (self.config.hidden_size, self.config.inner_size)))
 
-    def attention(self, prefix: str, both_ways: bool, bias: Tensor | None) -> SelfAttention:
-        """bias: of the stack's first layer, where the layers share it."""
-        c, parts = self.config, f"{prefix}0.SelfAttention."
-        if bias is None:
-            weight = self.read(f"{parts}relative_attention_bias.weight", (c.buckets, c.num_heads))
-            bias = bias_table(weight, c.max_distance, both_ways)
-        return SelfAttention(
-            self.norm(f"{prefix}0.layer_norm"), self.products(parts, ("q", "k", "v")), self.out(parts), bias
-        )
+    def bias(self, prefix: str, both_ways: bool) -> Tensor:
+        c, name = self.config, f"{prefix}0.SelfAttention.relative_attention_bias.weight"
+        return bias_table(self.read(name, (c.buckets, c.num_heads)), c.max_distance, both_ways)
+
+    def attention(self, prefix: str) -> SelfAttention:
+        parts = f"{prefix}0.SelfAttention."
+        return SelfAttention(self.norm(f"{prefix}0.layer_norm"), self.products(parts, ("q", "k", "v")), self.out(parts))
 
     def cross(self, prefix: str) -> CrossAttention:
         parts = f"{prefix}EncDecAttention."
