@@ -9,29 +9,24 @@ from itertools import groupby
 import torch
 
 from penstock.engine.scheduler import Run
-from penstock.engine.step import Step, cut, kind
+from penstock.engine.step import Piece, Step, groups
 from penstock.kernels.attention import RunGroup
 from penstock.kernels.relative import TextGroup
 from penstock.models.inputs import EncoderInputs, StepInputs
 
 
 @dataclass(frozen=True)
-class _Reach:
-    """Tokens of the decoder and what one of the attentions lets them see: `context` tokens that lie in `blocks`."""
-
-    length: int
-    context: int
-    blocks: list[int]
-
-
-@dataclass(frozen=True)
 class _Part:
-    """The decoder's share of a run. own: its own tokens; text: what the encoder made, for each token alone."""
+    """The decoder's share of a run: `length` tokens of the sequence from `start` on.
+
+    own: what they see of the decoder's tokens; text: what each of them sees of the encoder's.
+    """
 
     run: Run
-    start: int  # in the sequence
-    own: _Reach
-    text: _Reach
+    start: int
+    length: int
+    own: list[Piece]
+    text: Piece
 
 
 def build_encoded_step(runs: list[Run], block_size: int) -> Step:
@@ -42,32 +37,30 @@ def build_encoded_step(runs: list[Run], block_size: int) -> Step:
     """
     runs = sorted(runs, key=lambda run: len(run.sequence.request.prompt_ids) * (run.sequence.computed == 0))
     fresh = [run for run in runs if run.sequence.computed == 0]
-    # among runs of one kind, those of one context are together: they are one call of the compiled kernel
-    parts = sorted(
-        _parts(runs, block_size),
-        key=lambda part: (kind(part.own, block_size), kind(part.text, block_size), part.own.context),
-    )
+    # within a kind, what has one context is together: it is one call of the compiled kernel
+    parts = sorted(_parts(runs, block_size), key=lambda p: (p.own[0].kind, p.text.kind, p.own[0].context))
     ids: list[int] = []
     positions: list[int] = []
     slots: list[int] = []
     ending: list[Run] = []
     ending_rows: list[int] = []
     for part in parts:
-        s, stop = part.run.sequence, part.start + part.own.length
+        s, stop = part.run.sequence, part.start + part.length
         ids += s.ids[part.start : stop]
         positions += range(part.start - s.encoded, stop - s.encoded)
         slots += _slots(s.blocks, part.start, stop, block_size)
         if part.run.reaches_end:
             ending.append(part.run)
             ending_rows.append(len(ids) - 1)
-    each = [part.text for part in parts for _token in range(part.own.length)]
+    own = [piece for part in parts for piece in part.own]
+    crosses = [part.text for part in parts for _token in range(part.length)]
     inputs = StepInputs(
         ids=torch.tensor(ids, dtype=torch.int64),
         positions=torch.tensor(positions, dtype=torch.int64),
         spans=None,
         slots=torch.tensor(slots, dtype=torch.int64),
-        groups=list(cut([part.own for part in parts], block_size)),
-        encoder=_texts(fresh, list(cut(each, block_size)), block_size),
+        groups=list(groups(own, block_size)),
+        encoder=_texts(fresh, list(groups(crosses, block_size)), block_size),
     )
     first_rows, row = [], 0
     for run in runs:
@@ -79,11 +72,11 @@ def build_encoded_step(runs: list[Run], block_size: int) -> Step:
 
 def _parts(runs: list[Run], block_size: int) -> Iterator[_Part]:
     for run in runs:
-        s, stop = run.sequence, run.sequence.computed + run.length
-        start = max(s.computed, s.encoded)
-        if stop > start:
-            own = _Reach(stop - start, stop - s.encoded, s.blocks[s.encoded // block_size :])
-            yield _Part(run, start, own, _Reach(1, len(s.request.prompt_ids), s.blocks))
+        s, start = run.sequence, max(run.sequence.computed, run.sequence.encoded)
+        length = run.context - start
+        if length > 0:
+            own = Piece.of(s.blocks[s.encoded // block_size :], length, run.context - s.encoded, block_size)
+            yield _Part(run, start, length, own, Piece.last(s.blocks, len(s.request.prompt_ids), block_size))
 
 
 def _texts(fresh: list[Run], crosses: list[RunGroup], block_size: int) -> EncoderInputs:
@@ -94,11 +87,10 @@ def _texts(fresh: list[Run], crosses: list[RunGroup], block_size: int) -> Encode
     if any(s.request.max_new_tokens for s in sequences):
         places = [_slots(s.blocks, 0, len(s.request.prompt_ids), block_size) for s in sequences]
         slots = torch.tensor([slot for text in places for slot in text], dtype=torch.int64)
-    groups, row = [], 0
+    texts: list[TextGroup] = []
     for length, same in groupby(len(s.request.prompt_ids) for s in sequences):
-        groups.append(TextGroup(row, length, len(list(same))))
-        row = groups[-1].end
-    return EncoderInputs(torch.tensor(ids, dtype=torch.int64), slots, groups, crosses)
+        texts.append(TextGroup(texts[-1].end if texts else 0, length, len(list(same))))
+    return EncoderInputs(torch.tensor(ids, dtype=torch.int64), slots, texts, crosses)
 
 
 def _slots(blocks: list[int], start: int, stop: int, block_size: int) -> list[int]:

@@ -11,6 +11,8 @@ from penstock.engine.request import EngineRequest
 from penstock.engine.states import PromptStates
 from penstock.kernels.rotary import RopeConfig
 
+_NOTHING: list[int] = []
+
 
 @dataclass(eq=False)
 class Sequence:
@@ -39,6 +41,7 @@ class Sequence:
     prompt_top: list[list[tuple[int, float]]] = field(default_factory=list)
     states: PromptStates | None = None  # where its hidden states are wanted
     ends: frozenset[int] = frozenset()  # tokens that end it
+    bare: bool = False  # the raw scores decide alone, and nothing is told of them
     cursor: Cursor | None = None  # where it is in its grammar
 
     @classmethod
@@ -67,7 +70,8 @@ class Sequence:
             token, block_size = start
             encoded = n if request.max_new_tokens == 0 else -(-n // block_size) * block_size
             ids += [token] * (encoded - n + (request.max_new_tokens > 0))  # what fills up the block is never computed
-        sequence = cls(request, root, n, ids, n, len(ids), encoded, time.monotonic(), number, ends=ends)
+        bare = request.sampling.plain and not request.logprobs and not request.top_n_tokens
+        sequence = cls(request, root, n, ids, n, len(ids), encoded, time.monotonic(), number, ends=ends, bare=bare)
         if encoded and request.prompt_logprobs:  # they are of what the decoder is given: nothing precedes that
             sequence.prompt_logprobs, sequence.prompt_top = [None], [[]] if request.prompt_top_n else []
         return sequence
@@ -106,9 +110,7 @@ class Sequence:
         sequence is ignored, the one that a grammar offers."""
         if self.generated < self.request.min_new_tokens:
             return list(self.ends if self.cursor is None else self.ends | self.cursor.ends)
-        if self.cursor is not None and self.request.ignore_eos:
-            return list(self.cursor.ends)
-        return []
+        return self.cursor.withheld if self.cursor is not None and self.request.ignore_eos else _NOTHING
 
     def full_keys(self, block_size: int, tokens: int) -> list[bytes]:
         """Keys of the full blocks among the first `tokens` tokens."""

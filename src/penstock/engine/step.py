@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple
 
 import torch
 
@@ -13,22 +13,8 @@ from penstock.kernels.attention import RunGroup
 from penstock.models.inputs import StepInputs, Wanted
 
 GATHERED = 2**15  # cached tokens that one group of several runs gathers at most
-
-
-class Reach(Protocol):
-    """Tokens and what they see."""
-
-    @property
-    def length(self) -> int: ...
-    @property
-    def context(self) -> int:
-        """How many tokens the last one sees, itself included."""
-        ...
-
-    @property
-    def blocks(self) -> list[int]:
-        """What holds them, and perhaps more."""
-        ...
+_WORTHWHILE = 1.5  # rows of a step to those that are wanted, from where on the last layer leaves the others out
+_FEW, _SINGLY = 8, 2**11  # tokens of a run that may go one by one, and the cached ones that may be read again for it
 
 
 @dataclass(frozen=True)
@@ -36,8 +22,8 @@ class Step:
     """The runs and what the model is given.
 
     first_rows: for each run the row of its first token, among those whose states may be read. ending: the runs that
-    reach their end and whose next token is chosen; ending_rows: where their last tokens lie in what the model returns.
-    read: the runs that reach the end of a prompt after which nothing is generated.
+    reach their end and whose next token is chosen, in the order of their rows; ending_rows: where their last tokens lie
+    in what the model returns. read: the runs that reach the end of a prompt after which nothing is generated.
     """
 
     runs: list[Run]
@@ -53,7 +39,9 @@ def build_step(runs: list[Run], block_size: int, with_spans: bool) -> Step:
 
     with_spans: the angles of the model's rotary positions depend on the length of the sequence.
     """
-    runs = sorted(runs, key=lambda run: kind(run, block_size))
+    whole = ((run, Piece.of(run.blocks, run.length, run.context, block_size)) for run in runs)
+    cut = sorted(whole, key=lambda item: item[1][0].kind)
+    runs = [run for run, _pieces in cut]
     ids: list[int] = []
     positions: list[int] = []
     slots: list[int] = []
@@ -74,55 +62,72 @@ def build_step(runs: list[Run], block_size: int, with_spans: bool) -> Step:
         for run, row in zip(runs, last_rows, strict=True)
         if run.reaches_end and run.sequence.request.max_new_tokens > 0
     ]
-    ends.sort(key=lambda end: kind(end[0], block_size, length=1))
-    ending, ending_rows = [run for run, _row in ends], [row for _run, row in ends]
-    wanted = None
-    if len(ends) < len(ids) and not any(run.sequence.reads_prompt for run in runs):
-        wanted = Wanted(torch.tensor(ending_rows, dtype=torch.int64), list(cut(ending, block_size, length=1)))
+    wanted, ending, ending_rows = None, [run for run, _row in ends], [row for _run, row in ends]
+    if _WORTHWHILE * len(ends) < len(ids) and not any(run.sequence.reads_prompt for run in runs):
+        lasts = [Piece.last(run.blocks, run.context, block_size) for run in ending]
+        order = sorted(range(len(ends)), key=lambda i: lasts[i].kind)
+        ending, rows = [ending[i] for i in order], torch.tensor([ending_rows[i] for i in order], dtype=torch.int64)
+        wanted = Wanted(rows, list(groups([lasts[i] for i in order], block_size)))
         ending_rows = list(range(len(ends)))
     inputs = StepInputs(
         ids=torch.tensor(ids),
         positions=torch.tensor(positions),
         spans=torch.tensor(spans) if with_spans else None,
         slots=torch.tensor(slots),
-        groups=list(cut(runs, block_size)),
+        groups=list(groups([piece for _run, pieces in cut for piece in pieces], block_size)),
         wanted=wanted,
     )
     first_rows = [last + 1 - run.length for run, last in zip(runs, last_rows, strict=True)]
     return Step(runs, inputs, first_rows, ending, ending_rows, read)
 
 
-def _blocks(reach: Reach, block_size: int) -> int:
-    """Blocks that hold what the last token sees."""
-    return -(-reach.context // block_size)
+class Piece(NamedTuple):
+    """Rows that attend together: `length` of them, the last of which sees `context` tokens in `blocks`.
 
-
-def kind(reach: Reach, block_size: int, length: int | None = None) -> tuple[int, int]:
-    """Runs of one kind may share a rectangle: equal length, and contexts within a factor of two, so that one long
-    sequence does not make the short ones beside it pay its length. length: in place of the run's own."""
-    return length or reach.length, (_blocks(reach, block_size) - 1).bit_length()
-
-
-def cut(reaches: Sequence[Reach], block_size: int, length: int | None = None) -> Iterator[RunGroup]:
-    """Cut runs, sorted by kind, into groups of one kind, each gathering a bounded number of tokens.
-
-    length: of the end of each run that attends; None for the whole of it.
+    kind: pieces of one kind may share a rectangle: equal length, and contexts within a factor of two, so that one long
+    sequence does not make the short ones beside it pay its length.
     """
-    members: list[Reach] = []
+
+    blocks: list[int]
+    length: int
+    context: int
+    kind: tuple[int, int]
+
+    @classmethod
+    def of(cls, blocks: list[int], length: int, end: int, block_size: int) -> list[Piece]:
+        """The pieces of a run of `length` tokens, the last of which sees `end`. A run of one token or of many is one.
+        One of a few, as a grammar forces them, goes token by token beside those that decode: reading a short context
+        again costs less than a group of its own."""
+        deepest = ((end - 1) // block_size).bit_length()
+        if length == 1 or length > _FEW or (length - 1) * end > _SINGLY:
+            return [cls(blocks[: (end - 1) // block_size + 1], length, end, (length, deepest))]
+        return [
+            cls(blocks[: (context - 1) // block_size + 1], 1, context, (1, deepest))
+            for context in range(end - length + 1, end + 1)
+        ]
+
+    @classmethod
+    def last(cls, blocks: list[int], end: int, block_size: int) -> Piece:
+        """The last token of a run alone."""
+        return cls.of(blocks, 1, end, block_size)[0]
+
+
+def groups(pieces: list[Piece], block_size: int) -> Iterator[RunGroup]:
+    """Cut the sorted pieces into groups of one kind, each gathering a bounded number of tokens."""
+    members: list[Piece] = []
     start = width = 0
-    for i, reach in enumerate(reaches):
-        members.append(reach)
-        width = max(width, _blocks(reach, block_size))
-        following = reaches[i + 1] if i + 1 < len(reaches) else None
+    for i, piece in enumerate(pieces):
+        members.append(piece)
+        width = max(width, len(piece.blocks))
+        following = pieces[i + 1] if i + 1 < len(pieces) else None
         if (
             following is not None
-            and kind(following, block_size, length) == kind(reach, block_size, length)
-            and max(width, _blocks(following, block_size)) * block_size * (len(members) + 1) <= GATHERED
+            and following.kind == piece.kind
+            and max(width, len(following.blocks)) * block_size * (len(members) + 1) <= GATHERED
         ):
             continue
-        table = [m.blocks[:width] for m in members]
         # a row is filled up with its own last block: nobody else's numbers come near it
-        blocks = torch.tensor([row + row[-1:] * (width - len(row)) for row in table])
-        yield RunGroup(start, length or reach.length, [m.context for m in members], blocks)
-        start += (length or reach.length) * len(members)
+        table = torch.tensor([m.blocks + m.blocks[-1:] * (width - len(m.blocks)) for m in members])
+        yield RunGroup(start, piece.length, [m.context for m in members], table)
+        start += piece.length * len(members)
         members, width = [], 0
