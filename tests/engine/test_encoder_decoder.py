@@ -28,6 +28,7 @@ from penstock.kernels import native
 from penstock.kernels.relative import buckets_of
 from penstock.models.config import WeightMap
 from penstock.models.encoder_decoder.config import read_encoder_decoder
+from penstock.plan.work import PairCost
 from penstock.text.grammar import GrammarSpec, source_of
 from tests.encoder_decoders import SHAPES, random_options, save_encoder_decoder, save_unigram
 from tests.engine.driver import generate
@@ -288,6 +289,26 @@ def test_every_format_runs_in_bfloat16(quantize: str, tmp_path: Path) -> None:
     assert generate(load(folder, dummy_weights=True), requests([[3, 4]], 4))[0].error is None
 
 
+def test_the_work_of_a_step_is_counted(t5: Path) -> None:
+    """A step that starts one sequence (an encoder's block of 16, one token) beside one that decodes behind 5 others."""
+    config = read_encoder_decoder(t5)
+    cost = PairCost.of(config, 2.0, 2.0)
+    stored = sum(
+        entry.shape[0] * entry.shape[1]
+        for name, entry in read_checkpoint(t5).items()
+        if len(entry.shape) == 2 and "bias" not in name and name != "shared.weight"
+    )
+    assert cost.parameters == stored
+    work = cost.step([(17, 0, 16), (1, 16 + 5, 16)], scored=2)
+    assert work.weight_bytes == 2 * (stored + 512 * 64)
+    token = 2 * config.kv_elements
+    assert work.kv_bytes == token * ((16 + 2 + 16) + (2 + 16 + 5))
+    products = 16 * (cost.encoder + cost.between) + 2 * cost.decoder + 2 * 512 * 64
+    seen = 3 * 16 * 16 + 2 * (16 + 1) + 2 * (16 + 5 + 1)  # in each layer of the encoder, and of the decoder
+    assert work.flops == 2 * products + 4 * config.inner_size * seen
+    assert cost.step([(1, 20, 16)], 1).weight_bytes == 2 * (cost.decoder + 512 * 64)
+
+
 @pytest.mark.parametrize("both_ways", [True, False])
 def test_buckets_are_those_of_transformers(both_ways: bool) -> None:
     offsets = torch.arange(-1500, 1501)
@@ -322,6 +343,7 @@ def test_tables_that_are_stored_twice_are_read_once(tmp_path: Path) -> None:
         ({"feed_forward_proj": "gated-snake"}, "unsupported activation 'snake'"),
         ({"relative_attention_max_distance": 16}, "32 buckets do not fit"),
         ({"d_kv": -1}, "`d_kv` must be a positive integer"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantized"),
     ],
 )
 def test_a_config_that_cannot_be_is_refused(change: dict[str, object], words: str, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from penstock.errors import ModelError, UsageError
 from penstock.hub.config import read_config, read_settings
 from penstock.kernels.norms import ACTIVATIONS
-from penstock.models.reader import ConfigReader
+from penstock.models.reader import ConfigReader, refuse_quantized
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,7 @@ def read_encoder_decoder(
 
 def from_configs(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> EncoderDecoderConfig:
     """The description that a config.json and a generation_config.json give. Raises ModelError."""
+    refuse_quantized(raw)
     family = str(raw["model_type"])
     kind = KINDS[family]
     c = ConfigReader(raw, kind.defaults)
