@@ -17,6 +17,7 @@ from penstock.hub.config import read_config, read_settings
 from penstock.kernels.norms import ACTIVATIONS
 from penstock.models.config import DecoderConfig, WeightMap
 from penstock.models.family import Family
+from penstock.models.reader import refuse_quantized
 
 FAMILIES: dict[str, Family] = {}
 for _module in pkgutil.iter_modules(__path__):
@@ -39,13 +40,7 @@ def describe(
             f"unsupported architecture: {asked} (model_type {kind!r})",
             f"supported model types: {', '.join(FAMILIES)}",
         )
-    if raw.get("quantization_config"):
-        settings = raw["quantization_config"]
-        method = settings.get("quant_method") if isinstance(settings, dict) else settings
-        raise ModelError(
-            f"the checkpoint is quantized ({method}), which is not supported yet",
-            hint="use the unquantized checkpoint of the same model",
-        )
+    refuse_quantized(raw)
     config, names = FAMILIES[kind].read(raw)
     _check(config)
     if rope_scaling or rope_factor:
