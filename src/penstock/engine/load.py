@@ -1,4 +1,4 @@
-"""From a snapshot folder to a model in memory with its cache: resolve the numbers, check the fit, load, warm."""
+"""From a snapshot folder to our decoder in memory with its cache: resolve the numbers, check the fit, load."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ from penstock.kernels.attention import SCORES
 from penstock.models.config import DecoderConfig, WeightMap
 from penstock.models.decoder import Decoder
 from penstock.models.families import describe
+from penstock.models.fallback.config import TransformersConfig
 from penstock.models.inputs import KVCache
+from penstock.models.model import Model
 from penstock.plan.memory import Footprint, KVPlan, human, longest_that_fits, plan_kv
 from penstock.plan.work import StepCost
 
@@ -37,18 +39,17 @@ _STEP_TOKENS = 2048  # default budget of a step: enough rows for full speed of t
 class LoadedModel:
     """A decoder, its empty cache and what they allow."""
 
-    decoder: Decoder
+    decoder: Model
     cache: KVCache
     limits: Limits
     cost: StepCost
 
 
-def load_model(config: EngineConfig, on_stage: Callable[[Stage], None]) -> LoadedModel:
-    """Everything between the command and the first step, each stage reported when it is done.
+def load_decoder(config: EngineConfig, clock: Clock) -> LoadedModel:
+    """Our own decoder, for a family that it knows, each stage reported when it is done.
 
     The fit is checked before a weight is read. Raises PenstockError of the fitting kind.
     """
-    clock = _Clock(on_stage)
     folder = Path(config.model_path)
     decoder_config, names = describe(folder, config.rope_scaling, config.rope_factor)
     entries = None if config.dummy_weights else read_weights(folder)
@@ -58,7 +59,7 @@ def load_model(config: EngineConfig, on_stage: Callable[[Stage], None]) -> Loade
     clock.done("model", f"{decoder_config.family} decoder {text}")
 
     cost = StepCost.of(decoder_config, form.weight_bytes or dtype.itemsize, dtype.itemsize)
-    limits, plan = _fit(config, decoder_config, dtype, weight_bytes, cost.weight_size)
+    limits, plan = fit(config, decoder_config, dtype, weight_bytes, cost.weight_size, available_bytes())
     kv_token = plan.kv_bytes // (plan.num_blocks * plan.block_size)
     kv_text = (
         f"{plan.num_blocks * plan.block_size} tokens x {human(kv_token)} = {human(plan.kv_bytes)} "
@@ -94,7 +95,7 @@ def _choose_format(
     return name, dtype, f"in {str(dtype).removeprefix('torch.')}: {why} (--dtype){stored}"
 
 
-class _Clock:
+class Clock:
     """Reports stages with the seconds since the last one."""
 
     def __init__(self, on_stage: Callable[[Stage], None]) -> None:
@@ -128,10 +129,13 @@ def _weight_bytes(
     return int(total)
 
 
-def _fit(
-    config: EngineConfig, decoder: DecoderConfig, dtype: torch.dtype, weight_bytes: int, weight_size: float
+Shape = DecoderConfig | TransformersConfig
+
+
+def fit(
+    config: EngineConfig, decoder: Shape, dtype: torch.dtype, weight_bytes: int, weight_size: float, available: int
 ) -> tuple[Limits, KVPlan]:
-    """Derive every limit that was not given, and check that it all fits."""
+    """Derive every limit that was not given, and check that it all fits. available: bytes free before the weights."""
     rows = config.max_batch_size or min(config.max_concurrent_requests, 128)
     budget = config.max_batch_prefill_tokens or _STEP_TOKENS
     if min(rows, budget, config.block_size) < 1:
@@ -141,7 +145,6 @@ def _fit(
     kv_token = decoder.kv_elements * dtype.itemsize
     step = _step_bytes(decoder, dtype, budget, rows, config.max_total_tokens or decoder.max_positions)
     footprint = Footprint(weight_bytes, kv_token, step)
-    available = available_bytes()
 
     asked = max(config.max_total_tokens or 0, (config.max_input_tokens or 0) + 1)
     if asked > decoder.max_positions:
@@ -180,7 +183,7 @@ def _fit(
     return limits, plan
 
 
-def _step_bytes(decoder: DecoderConfig, dtype: torch.dtype, budget: int, rows: int, total: int) -> int:
+def _step_bytes(decoder: Shape, dtype: torch.dtype, budget: int, rows: int, total: int) -> int:
     """The most that the intermediate results of one step take."""
     wide = 4 * decoder.hidden_size + 3 * decoder.mlp_width + 2 * decoder.num_heads * decoder.head_width
     gathered = 2 * decoder.num_kv_heads * decoder.head_width * max(GATHERED, total)
@@ -189,7 +192,7 @@ def _step_bytes(decoder: DecoderConfig, dtype: torch.dtype, budget: int, rows: i
     return (budget * wide + gathered + scores) * dtype.itemsize + logits * 16
 
 
-def _default_total(config: EngineConfig, decoder: DecoderConfig, footprint: Footprint, available: int) -> int:
+def _default_total(config: EngineConfig, decoder: Shape, footprint: Footprint, available: int) -> int:
     """The longest sequence to promise when the user names none: the model's context, or what the memory holds."""
     ceiling = decoder.max_positions
     if config.max_batch_total_tokens is not None:

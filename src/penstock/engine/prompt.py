@@ -13,12 +13,11 @@ from penstock.engine.load import HEAD_ROWS
 from penstock.engine.request import SequenceOutput
 from penstock.engine.sequence import Sequence
 from penstock.engine.step import Step
-from penstock.models.decoder import Decoder
+from penstock.models.model import Model
 
 
 class Watch:
-    """Keeps what goes into the layers whose states the runs of a step ask for. The last layer's output is the step's
-    own result, so it is not among them."""
+    """Keeps the hidden states that the runs of a step ask for. False where they ask for none."""
 
     def __init__(self, step: Step) -> None:
         asked = [run.sequence.states.layers for run in step.runs if run.sequence.states and run.sequence.reads_prompt]
@@ -29,12 +28,15 @@ class Watch:
         if layer in self._layers:
             self._kept[layer] = x.clone()  # the decoder may add to it in place
 
-    def rows(self, layer: int, rows: slice, hidden: Tensor, decoder: Decoder) -> Tensor:
-        """The states of one layer, [n, hidden]; `hidden` is the step's result."""
-        return self._kept[layer][rows] if layer in self._kept else decoder.normed(hidden[rows])
+    def __bool__(self) -> bool:
+        return bool(self._layers)
+
+    def rows(self, layer: int, rows: slice) -> Tensor:
+        """The states of one layer, [n, hidden]."""
+        return self._kept[layer][rows]
 
 
-def read_prompts(step: Step, hidden: Tensor, decoder: Decoder, watch: Watch) -> list[SequenceOutput]:
+def read_prompts(step: Step, hidden: Tensor, decoder: Model, watch: Watch) -> list[SequenceOutput]:
     """Take from one step's hidden states what the requests of its runs ask of their prompts.
 
     hidden: [T, hidden], a row for each token of the step, where any run reads its prompt. Each position is read once,
@@ -55,7 +57,7 @@ def read_prompts(step: Step, hidden: Tensor, decoder: Decoder, watch: Watch) -> 
             continue
         for a in range(max(sequence.computed, states.count), stop, HEAD_ROWS):
             rows = slice(first + a, first + min(a + HEAD_ROWS, stop))
-            states.add(torch.stack([watch.rows(layer, rows, hidden, decoder) for layer in states.layers]))
+            states.add(torch.stack([watch.rows(layer, rows) for layer in states.layers]))
         if states.pooling == "none" and stop < sequence.prompt_length:
             outputs.append(SequenceOutput(sequence.id, embedding=states.take()))
     return outputs
@@ -76,7 +78,7 @@ def is_broken(output: SequenceOutput) -> bool:
     return any(math.isnan(number) for number in output.prompt_logprobs or [] if number is not None)
 
 
-def _score(sequence: Sequence, hidden: Tensor, first: int, stop: int, decoder: Decoder) -> None:
+def _score(sequence: Sequence, hidden: Tensor, first: int, stop: int, decoder: Model) -> None:
     """Log-probabilities of the tokens that follow the positions up to `stop`."""
     known, top, top_n = sequence.prompt_logprobs, sequence.prompt_top, sequence.request.prompt_top_n
     if not known:

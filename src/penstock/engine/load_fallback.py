@@ -1,0 +1,154 @@
+"""From a snapshot folder to a model of transformers in memory, behind the same engine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+
+import msgspec
+import torch
+
+from penstock.devices.cpu import DTYPES, choose_dtype
+from penstock.devices.memory import available_bytes
+from penstock.engine.config import EngineConfig
+from penstock.engine.load import Clock, LoadedModel, fit
+from penstock.engine.request import Limits
+from penstock.errors import ModelError, ResourceError, UsageError
+from penstock.hub.checkpoint import read_checkpoint
+from penstock.hub.config import read_config
+from penstock.hub.gguf.link import linked_files
+from penstock.models.families import check_unquantized, read_eos_ids
+from penstock.models.fallback.config import Found, TransformersConfig, find, measured
+from penstock.models.fallback.load import Room, load, make, require_accelerate
+from penstock.models.fallback.paged import PagedTransformer, page
+from penstock.models.fallback.single import SingleTransformer
+from penstock.models.fallback.trace import CannotReplace
+from penstock.plan.memory import human
+from penstock.plan.work import StepCost
+
+_SHARE = 0.75  # of the usable memory that weights may take; the rest is for keys, values and the step
+_STEP_TOKENS = 512  # default budget of a step: every one of its tokens may be scored
+_ROWS = 8  # sequences at a time where each is computed by itself
+
+
+def load_transformers(
+    config: EngineConfig, clock: Clock, why: str, refusal: ResourceError | None = None
+) -> LoadedModel:
+    """Load a model that our decoder does not take: `why`, in a few words. refusal: what is raised where it cannot be
+    placed either."""
+    _check_options(config)
+    folder = Path(config.model_path)
+    raw = read_config(folder)
+    check_unquantized(raw)
+    if linked_files(folder) is not None:
+        raise refusal or ModelError("a GGUF file runs only in a family that Penstock describes", why, "`penstock models`")
+    found = find(folder, raw, config.trust_remote_code)
+    available = available_bytes()
+    dtype, type_reason, room = _choose(config, found, int(available * config.memory_fraction))
+    if room is not None and refusal is not None:
+        try:
+            require_accelerate()
+        except Exception:
+            refusal.hint = f"{refusal.hint}; or pip install accelerate, and the rest stays on disk"
+            raise refusal from None
+    if config.dummy_weights:
+        model, places = make(found, dtype), {}
+    else:
+        model, places = load(found, dtype, room, config.offload_folder)
+    in_memory = places.get("cpu", 0) if places else sum(p.nbytes for p in model.parameters())
+    clock.done("load", f"{_where(places or {'random': in_memory})}, {torch.get_num_threads()} threads")
+
+    code = "" if not found.own_code else f", its own code, {'without' if found.offline else 'NOT kept from the'} network"
+    in_words = f"by transformers ({why}){code}; in {str(dtype).removeprefix('torch.')}: {type_reason} (--dtype)"
+    shape = replace(measured(found, model), eos_ids=read_eos_ids(folder, raw))
+    runner: PagedTransformer | SingleTransformer
+    try:
+        runner = page(found, model, dtype)
+        runner.config = replace(shape, kv_elements=runner.kv_elements)
+        clock.done("model", f"{found.name} {in_words}; our paged cache")
+        limits, kv_text = _fit_paged(config, runner.config, dtype, in_memory, available)
+    except CannotReplace as error:
+        runner = SingleTransformer(model)
+        runner.config = shape
+        clock.done("model", f"{found.name} {in_words}; one sequence at a time: {error}")
+        limits, kv_text = _fit_single(config, runner, dtype, in_memory, available)
+    clock.done("KV memory", f"weights {human(in_memory)} + {kv_text}")
+    limits = msgspec.structs.replace(limits, hidden_states=shape.hidden_states)
+    cost = StepCost.of(runner.config, dtype.itemsize, dtype.itemsize)
+    return LoadedModel(runner, runner.new_cache(limits.num_blocks, limits.block_size), limits, cost)
+
+
+def _check_options(config: EngineConfig) -> None:
+    """Raises UsageError for what only our own decoder can do."""
+    if config.quantize not in ("none", "bf16", "auto"):
+        raise UsageError(
+            f"--quantize {config.quantize} is for the families that Penstock describes; this model runs through "
+            "transformers.",
+            "",
+            "Leave --quantize out, or take --dtype bfloat16.",
+        )
+    if config.rope_scaling is not None:
+        raise UsageError("--rope-scaling is for the families that Penstock describes.", "", "Leave it out.")
+
+
+def _choose(config: EngineConfig, found: Found, usable: int) -> tuple[torch.dtype, str, Room | None]:
+    """The type to compute in, why, and the bytes that each device has for weights; None where main memory has room for
+    all and there is nothing faster."""
+    asked = "bfloat16" if config.quantize == "bf16" else config.dtype
+    dtype, reason = choose_dtype(asked, found.dtype, packed=False, quantized=False)
+    entries = {} if config.dummy_weights else read_checkpoint(found.folder)
+    numbers = sum(prod(entry.shape) for entry in entries.values())
+    room = int(usable * _SHARE)
+    if asked == "auto" and found.dtype in DTYPES and numbers * dtype.itemsize > room:
+        dtype, reason = DTYPES[found.dtype], "as the checkpoint is, for want of memory"
+    if numbers * dtype.itemsize <= room:
+        return dtype, reason, None
+    return dtype, reason, {"cpu": room}
+
+
+def _where(places: dict[str, int]) -> str:
+    """What lies where, in words."""
+    names = {"cpu": "in memory", "disk": "on disk, read whenever needed", "random": "random weights (--dummy-weights)"}
+    return " + ".join(f"{human(size)} {names.get(place, f'on {place}')}" for place, size in places.items())
+
+
+def _fit_paged(
+    config: EngineConfig, shape: TransformersConfig, dtype: torch.dtype, in_memory: int, available: int
+) -> tuple[Limits, str]:
+    """The limits of a model over our paged cache, and the sum of its cache in words."""
+    config = msgspec.structs.replace(
+        config, max_batch_prefill_tokens=config.max_batch_prefill_tokens or _STEP_TOKENS
+    )
+    limits, plan = fit(config, shape, dtype, in_memory, dtype.itemsize, available)
+    tokens, each = plan.num_blocks * plan.block_size, shape.kv_elements * dtype.itemsize
+    return limits, (
+        f"KV {tokens} tokens x {human(each)} = {human(plan.kv_bytes)} ({plan.reason}; --max-batch-total-tokens)"
+    )
+
+
+def _fit_single(
+    config: EngineConfig, runner: SingleTransformer, dtype: torch.dtype, in_memory: int, available: int
+) -> tuple[Limits, str]:
+    """The limits of a model that keeps a memory of its own for each text, and its sum in words.
+
+    A sequence's one block is as long as the longest text; there are as many as fit, however many may wait.
+    """
+    short, long = runner.memory_bytes(8), runner.memory_bytes(24)
+    token = max(0, long - short) // 16
+    fixed = max(0, short - 8 * token)
+    rows = config.max_batch_size or _ROWS
+    shape = replace(runner.config, kv_elements=max(1, token // dtype.itemsize))
+    asked = msgspec.structs.replace(config, max_batch_size=rows, block_size=16)
+    limits, plan = fit(asked, shape, dtype, in_memory + rows * fixed, dtype.itemsize, available)
+    total = limits.max_total_tokens
+    rows = max(1, min(rows, plan.num_blocks * plan.block_size // total))
+    limits = msgspec.structs.replace(
+        limits,
+        block_size=total,
+        num_blocks=rows,
+        max_batch_size=rows,
+        max_batch_prefill_tokens=max(limits.max_batch_prefill_tokens, total),
+    )
+    each = fixed + token * total
+    return limits, f"{rows} sequences of {total} tokens x {human(each)} = {human(rows * each)} (--max-batch-size)"
