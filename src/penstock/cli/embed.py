@@ -114,7 +114,7 @@ def _embed(model: str, output: Path, options: dict[str, Any]) -> Summary:
     from penstock.batch.states import StateStore
 
     check_format(output)
-    snapshot = find_model(model, options["revision"], options["offline"])
+    snapshot = find_model(model, options["revision"], options["offline"], options["trust_remote_code"])
     layers = _layers(options["layers"], snapshot.path)
     pooled = options["pool"] != "none"
     with contextlib.closing(RowFile(input_path(options["source"]), options["input_format"])) as rows:

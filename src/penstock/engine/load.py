@@ -24,8 +24,8 @@ from penstock.kernels import products
 from penstock.kernels.attention import SCORES
 from penstock.models.config import DecoderConfig, WeightMap
 from penstock.models.decoder import Decoder
-from penstock.models.families import describe
 from penstock.models.fallback.config import TransformersConfig
+from penstock.models.families import describe
 from penstock.models.inputs import KVCache
 from penstock.models.model import Model
 from penstock.plan.memory import Footprint, KVPlan, human, longest_that_fits, plan_kv
@@ -56,10 +56,9 @@ def load_decoder(config: EngineConfig, clock: Clock) -> LoadedModel:
     name, dtype, text = _choose_format(config, decoder_config, names, entries)
     form = FORMATS[name]
     weight_bytes = _weight_bytes(entries, decoder_config, names, dtype, form)
-    clock.done("model", f"{decoder_config.family} decoder {text}")
-
     cost = StepCost.of(decoder_config, form.weight_bytes or dtype.itemsize, dtype.itemsize)
     limits, plan = fit(config, decoder_config, dtype, weight_bytes, cost.weight_size, available_bytes())
+    clock.done("model", f"{decoder_config.family} decoder {text}")
     kv_token = plan.kv_bytes // (plan.num_blocks * plan.block_size)
     kv_text = (
         f"{plan.num_blocks * plan.block_size} tokens x {human(kv_token)} = {human(plan.kv_bytes)} "
@@ -143,7 +142,7 @@ def fit(
     if not 0 < config.memory_fraction <= 1 or not 0 <= config.watermark_gamma <= 1:
         raise UsageError("the memory fraction and --watermark-gamma are shares: above 0, at most 1")
     kv_token = decoder.kv_elements * dtype.itemsize
-    step = _step_bytes(decoder, dtype, budget, rows, config.max_total_tokens or decoder.max_positions)
+    step = step_bytes(decoder, dtype, budget, rows, config.max_total_tokens or decoder.max_positions)
     footprint = Footprint(weight_bytes, kv_token, step)
 
     asked = max(config.max_total_tokens or 0, (config.max_input_tokens or 0) + 1)
@@ -183,7 +182,7 @@ def fit(
     return limits, plan
 
 
-def _step_bytes(decoder: Shape, dtype: torch.dtype, budget: int, rows: int, total: int) -> int:
+def step_bytes(decoder: Shape, dtype: torch.dtype, budget: int, rows: int, total: int) -> int:
     """The most that the intermediate results of one step take."""
     wide = 4 * decoder.hidden_size + 3 * decoder.mlp_width + 2 * decoder.num_heads * decoder.head_width
     gathered = 2 * decoder.num_kv_heads * decoder.head_width * max(GATHERED, total)

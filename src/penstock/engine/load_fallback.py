@@ -12,22 +12,22 @@ import torch
 from penstock.devices.cpu import DTYPES, choose_dtype
 from penstock.devices.memory import available_bytes
 from penstock.engine.config import EngineConfig
-from penstock.engine.load import Clock, LoadedModel, fit
+from penstock.engine.load import Clock, LoadedModel, fit, step_bytes
 from penstock.engine.request import Limits
-from penstock.errors import ModelError, ResourceError, UsageError
+from penstock.errors import EnvironmentFault, ModelError, ResourceError, UsageError
 from penstock.hub.checkpoint import read_checkpoint
 from penstock.hub.config import read_config
 from penstock.hub.gguf.link import linked_files
-from penstock.models.families import check_unquantized, read_eos_ids
 from penstock.models.fallback.config import Found, TransformersConfig, find, measured
 from penstock.models.fallback.load import Room, load, make, require_accelerate
 from penstock.models.fallback.paged import PagedTransformer, page
 from penstock.models.fallback.single import SingleTransformer
 from penstock.models.fallback.trace import CannotReplace
+from penstock.models.families import check_unquantized, read_eos_ids
 from penstock.plan.memory import human
 from penstock.plan.work import StepCost
 
-_SHARE = 0.75  # of the usable memory that weights may take; the rest is for keys, values and the step
+_PROMISED = 2048  # tokens of a text that there is to be room for beside the weights, where none are asked for
 _STEP_TOKENS = 512  # default budget of a step: every one of its tokens may be scored
 _ROWS = 8  # sequences at a time where each is computed by itself
 
@@ -42,24 +42,22 @@ def load_transformers(
     raw = read_config(folder)
     check_unquantized(raw)
     if linked_files(folder) is not None:
-        raise refusal or ModelError("a GGUF file runs only in a family that Penstock describes", why, "`penstock models`")
+        raise refusal or ModelError("GGUF files are for the families that Penstock describes", f"This model has {why}.")
     found = find(folder, raw, config.trust_remote_code)
     available = available_bytes()
-    dtype, type_reason, room = _choose(config, found, int(available * config.memory_fraction))
+    dtype, type_reason, room = _choose(config, found, available)
     if room is not None and refusal is not None:
         try:
             require_accelerate()
-        except Exception:
+        except EnvironmentFault:
             refusal.hint = f"{refusal.hint}; or pip install accelerate, and the rest stays on disk"
             raise refusal from None
-    if config.dummy_weights:
-        model, places = make(found, dtype), {}
-    else:
-        model, places = load(found, dtype, room, config.offload_folder)
-    in_memory = places.get("cpu", 0) if places else sum(p.nbytes for p in model.parameters())
-    clock.done("load", f"{_where(places or {'random': in_memory})}, {torch.get_num_threads()} threads")
+    model, places = make(found, dtype) if config.dummy_weights else load(found, dtype, room, config.offload_folder)
+    in_memory = places.get("cpu", 0)
+    kind = "random weights (--dummy-weights), " if config.dummy_weights else ""
+    clock.done("load", f"{kind}{_where(places)}, {torch.get_num_threads()} threads")
 
-    code = "" if not found.own_code else f", its own code, {'without' if found.offline else 'NOT kept from the'} network"
+    code = "" if not found.own_code else f", its own code {'without' if found.offline else 'NOT kept from the'} network"
     in_words = f"by transformers ({why}){code}; in {str(dtype).removeprefix('torch.')}: {type_reason} (--dtype)"
     shape = replace(measured(found, model), eos_ids=read_eos_ids(folder, raw))
     runner: PagedTransformer | SingleTransformer
@@ -92,24 +90,31 @@ def _check_options(config: EngineConfig) -> None:
         raise UsageError("--rope-scaling is for the families that Penstock describes.", "", "Leave it out.")
 
 
-def _choose(config: EngineConfig, found: Found, usable: int) -> tuple[torch.dtype, str, Room | None]:
-    """The type to compute in, why, and the bytes that each device has for weights; None where main memory has room for
-    all and there is nothing faster."""
+def _choose(config: EngineConfig, found: Found, available: int) -> tuple[torch.dtype, str, Room | None]:
+    """The type to compute in, why, and the bytes that weights may take; None where there is room for all."""
     asked = "bfloat16" if config.quantize == "bf16" else config.dtype
     dtype, reason = choose_dtype(asked, found.dtype, packed=False, quantized=False)
     entries = {} if config.dummy_weights else read_checkpoint(found.folder)
     numbers = sum(prod(entry.shape) for entry in entries.values())
-    room = int(usable * _SHARE)
-    if asked == "auto" and found.dtype in DTYPES and numbers * dtype.itemsize > room:
+
+    def room(dtype: torch.dtype) -> int:
+        shape = found.shape
+        total = min(shape.max_positions, config.max_total_tokens or _PROMISED)
+        budget = config.max_batch_prefill_tokens or _STEP_TOKENS
+        step = step_bytes(shape, dtype, budget, config.max_batch_size or 1, total)
+        kv = max(total, config.max_batch_total_tokens or 0) * shape.kv_elements * dtype.itemsize
+        return max(0, int(available * config.memory_fraction) - step - kv)
+
+    if asked == "auto" and found.dtype in DTYPES and numbers * dtype.itemsize > room(dtype):
         dtype, reason = DTYPES[found.dtype], "as the checkpoint is, for want of memory"
-    if numbers * dtype.itemsize <= room:
+    if numbers * dtype.itemsize <= room(dtype):
         return dtype, reason, None
-    return dtype, reason, {"cpu": room}
+    return dtype, reason, {"cpu": room(dtype)}
 
 
 def _where(places: dict[str, int]) -> str:
     """What lies where, in words."""
-    names = {"cpu": "in memory", "disk": "on disk, read whenever needed", "random": "random weights (--dummy-weights)"}
+    names = {"cpu": "in memory", "disk": "on disk, read whenever needed"}
     return " + ".join(f"{human(size)} {names.get(place, f'on {place}')}" for place, size in places.items())
 
 
@@ -117,9 +122,7 @@ def _fit_paged(
     config: EngineConfig, shape: TransformersConfig, dtype: torch.dtype, in_memory: int, available: int
 ) -> tuple[Limits, str]:
     """The limits of a model over our paged cache, and the sum of its cache in words."""
-    config = msgspec.structs.replace(
-        config, max_batch_prefill_tokens=config.max_batch_prefill_tokens or _STEP_TOKENS
-    )
+    config = msgspec.structs.replace(config, max_batch_prefill_tokens=config.max_batch_prefill_tokens or _STEP_TOKENS)
     limits, plan = fit(config, shape, dtype, in_memory, dtype.itemsize, available)
     tokens, each = plan.num_blocks * plan.block_size, shape.kv_elements * dtype.itemsize
     return limits, (
@@ -139,7 +142,8 @@ def _fit_single(
     fixed = max(0, short - 8 * token)
     rows = config.max_batch_size or _ROWS
     shape = replace(runner.config, kv_elements=max(1, token // dtype.itemsize))
-    asked = msgspec.structs.replace(config, max_batch_size=rows, block_size=16)
+    budget = min(shape.max_positions, config.max_total_tokens or shape.max_positions)  # a prompt is one run
+    asked = msgspec.structs.replace(config, max_batch_size=rows, block_size=16, max_batch_prefill_tokens=budget)
     limits, plan = fit(asked, shape, dtype, in_memory + rows * fixed, dtype.itemsize, available)
     total = limits.max_total_tokens
     rows = max(1, min(rows, plan.num_blocks * plan.block_size // total))
@@ -151,4 +155,4 @@ def _fit_single(
         max_batch_prefill_tokens=max(limits.max_batch_prefill_tokens, total),
     )
     each = fixed + token * total
-    return limits, f"{rows} sequences of {total} tokens x {human(each)} = {human(rows * each)} (--max-batch-size)"
+    return limits, f"memory of {rows} x {total} tokens, {human(each)} each = {human(rows * each)} (--max-batch-size)"

@@ -99,9 +99,7 @@ class Scheduler:
             # to be preempted half way
             known = -(-len(sequence.ids) // self.pool.block_size) - len(sequence.blocks)
             growing = sum(s.may_grow(self.pool.block_size) for s in self.running)
-            if known + growing > self.pool.available or not sequence.grow(
-                self.pool, sequence.computed + length
-            ):
+            if known + growing > self.pool.available or not sequence.grow(self.pool, sequence.computed + length):
                 sequence.drop_blocks(self.pool)
                 return
             self.waiting.pop(0)

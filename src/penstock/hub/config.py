@@ -17,8 +17,8 @@ MAX_CONFIG = 8 * 1024 * 1024  # bytes; the largest honest ones (label tables) ha
 def read_config(folder: Path) -> dict[str, Any]:
     """The config.json of a model folder.
 
-    Raises ModelError when it is missing (saying what the folder looks like instead), damaged or huge. Code that it names
-    (`auto_map`) is not run by reading it: see hub/remote_code.
+    Raises ModelError when it is missing (saying what the folder looks like instead), damaged or huge. Code that it
+    names (`auto_map`) is not run by reading it: see hub/remote_code.
     """
     names = _names(folder)
     if CONFIG not in names:

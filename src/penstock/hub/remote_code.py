@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from penstock.errors import ModelError, UsageError
+from penstock.errors import ModelError
+from penstock.hub.config import read_config
 from penstock.hub.folder import is_plain_name, member
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -33,15 +34,14 @@ def own_code(config: Mapping[str, Any]) -> str | None:
     return None
 
 
-def check_pinned(name: str, revision: str | None) -> None:
-    """Raises UsageError where the code of hub model `name` is asked for and `revision` is no full commit."""
-    if revision is None or not _COMMIT.fullmatch(revision):
-        given = "no revision" if revision is None else f"{revision!r}, which can change,"
-        raise UsageError(
-            f"--trust-remote-code runs the Python code of {name} on this machine, and {given} says which code.",
-            "Pin the commit that you have read: 40 hexadecimal digits, from the model's page under Files, History.",
-            f"penstock serve {name} --revision COMMIT --trust-remote-code",
-        )
+def is_commit(revision: str | None) -> bool:
+    """Whether a revision is one commit for good: 40 hexadecimal digits, not a branch or a tag."""
+    return revision is not None and _COMMIT.fullmatch(revision) is not None
+
+
+def lacks_code(folder: Path) -> bool:
+    """Whether the config.json of a folder names code, and there is no Python file."""
+    return not any(folder.glob("*.py")) and own_code(read_config(folder)) is not None
 
 
 def check_trusted(folder: Path, config: Mapping[str, Any], trusted: bool) -> None:
@@ -50,7 +50,7 @@ def check_trusted(folder: Path, config: Mapping[str, Any], trusted: bool) -> Non
     kind = config.get("model_type")
     if not trusted:
         commit = folder.name if folder.parent.name == "snapshots" else None
-        what = "--trust-remote-code" if commit is None else f"--trust-remote-code --revision {commit}"
+        what = "--trust-remote-code" if commit is None else f"--trust-remote-code --revision {commit} (a full commit)"
         raise ModelError(
             f"The model in {folder} runs only with Python code of its own, and that is not run unasked.",
             f"Its config.json has `{place}`; neither Penstock nor transformers knows the model_type {kind!r}.",

@@ -57,12 +57,17 @@ def serve(config: ServeConfig, offline: bool | None = None, first_visitor: Visit
         began = time.monotonic()
         if config.launcher:
             launcher_log.begin(config)
-        snapshot = resolve(config.model, config.revision, offline=offline)
+        snapshot = resolve(config.model, config.revision, offline=offline, code=config.engine.trust_remote_code)
         announce.stage(Stage("resolve", str(snapshot.path), time.monotonic() - began))
         if config.launcher:
             launcher_log.found(config, snapshot)
         listener.listen()
-        engine = msgspec.structs.replace(config.engine, model_path=str(snapshot.path), model_name=snapshot.name)
+        engine = msgspec.structs.replace(
+            config.engine,
+            model_path=str(snapshot.path),
+            model_name=snapshot.name,
+            trust_remote_code=snapshot.trusted,
+        )
         config = msgspec.structs.replace(config, engine=engine)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(Launch(config, snapshot, listener, began, first_visitor).run())

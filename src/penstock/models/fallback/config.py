@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from penstock.errors import ModelError
 from penstock.hub.jail import leave_network
@@ -79,8 +79,28 @@ class Found:
         stated = getattr(self.settings, "dtype", None) or getattr(self.text, "dtype", None)
         return None if stated is None else str(stated).removeprefix("torch.")
 
-    def number(self, *names: str, default: int) -> int:
-        """The first of these settings that is a positive whole number."""
+    @property
+    def shape(self) -> TransformersConfig:
+        """The sizes that the configuration gives, under the names that most have; common ones where it does not say."""
+        width = self._number("hidden_size", "n_embd", "d_model", default=1024)
+        heads = self._number("num_attention_heads", "n_head", "n_heads", default=1)
+        layers = self._number("num_hidden_layers", "n_layer", "num_layers", "n_layers", default=1)
+        kv_heads = self._number("num_key_value_heads", default=heads)
+        head_dim = self._number("head_dim", default=max(1, width // heads))
+        return TransformersConfig(
+            family=self.name,
+            vocab_size=self._number("vocab_size", default=1),
+            hidden_size=width,
+            num_layers=layers,
+            num_heads=heads,
+            num_kv_heads=kv_heads,
+            head_dim=head_dim,
+            intermediate_size=self._number(*_WIDTHS, default=4 * width),
+            max_positions=self._number(*_LENGTHS, default=_UNBOUND),
+            kv_elements=2 * layers * kv_heads * head_dim,
+        )
+
+    def _number(self, *names: str, default: int) -> int:
         found = (getattr(self.text, name, None) for name in names)
         return next((n for n in found if isinstance(n, int) and not isinstance(n, bool) and n > 0), default)
 
@@ -121,29 +141,29 @@ def find(folder: Path, raw: Mapping[str, Any], trusted: bool) -> Found:
 
 @torch.inference_mode()
 def measured(found: Found, model: Any) -> TransformersConfig:
-    """The sizes of a loaded model: by running it where that tells, from its configuration where it does not."""
-    ids = torch.zeros(1, 2, dtype=torch.int64)
+    """The sizes of a loaded model, as running it shows them. Raises ModelError where it does not run."""
+    shape = found.shape
     try:
-        out = model(input_ids=ids, return_dict=True, output_hidden_states=True)
+        out = model(
+            torch.zeros(1, 2, dtype=torch.int64), **accepted(model, return_dict=True, output_hidden_states=True)
+        )
     except Exception as error:  # somebody else's code
         raise ModelError(f"transformers cannot run {found.name}", words_of(error)) from error
-    states = getattr(out, "hidden_states", None) or ()
-    layers = found.number("num_hidden_layers", "n_layer", "num_layers", default=max(1, len(states) - 1))
-    told = len(states) == layers + 1 and all(isinstance(x, Tensor) and x.shape[:2] == (1, 2) for x in states)
-    width = int(states[0].shape[-1]) if told else found.number("hidden_size", "n_embd", "d_model", default=1)
-    heads = found.number("num_attention_heads", "n_head", default=1)
-    return TransformersConfig(
-        family=found.name,
+    states: tuple[torch.Tensor, ...] = getattr(out, "hidden_states", None) or ()
+    told = len(states) == shape.num_layers + 1 and all(x.shape == states[0].shape for x in states)
+    return replace(
+        shape,
         vocab_size=int(out.logits.shape[-1]),
-        hidden_size=width,
-        num_layers=layers,
-        num_heads=heads,
-        num_kv_heads=found.number("num_key_value_heads", default=heads),
-        head_dim=found.number("head_dim", default=max(1, width // heads)),
-        intermediate_size=found.number(*_WIDTHS, default=4 * width),
-        max_positions=found.number(*_LENGTHS, default=_UNBOUND),
+        hidden_size=int(states[0].shape[-1]) if told else shape.hidden_size,
         hidden_states=told,
     )
+
+
+def accepted(model: Any, **options: Any) -> dict[str, Any]:
+    """Those of the options that the model's forward pass takes."""
+    parameters = inspect.signature(model.forward).parameters
+    takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    return {name: option for name, option in options.items() if takes_all or name in parameters}
 
 
 def _is_causal(raw: Mapping[str, Any], names: Mapping[str, Any]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import importlib.util
+import logging
 import os
 import shutil
 import tempfile
@@ -19,11 +20,12 @@ from penstock.models.fallback.config import Found, words_of
 Room = dict[int | str, int]  # bytes that weights may take, by accelerate's names of devices: 0, 1 ..., cpu
 
 
-def make(found: Found, dtype: torch.dtype) -> Any:
-    """The model with random weights."""
+def make(found: Found, dtype: torch.dtype) -> tuple[Any, dict[str, int]]:
+    """The model with random weights, and where they lie, as `load` has it."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_config(found.settings, dtype=dtype, trust_remote_code=found.own_code).eval()
+    model = AutoModelForCausalLM.from_config(found.settings, dtype=dtype, trust_remote_code=found.own_code)
+    return model.eval(), _places(model)
 
 
 def load(found: Found, dtype: torch.dtype, room: Room | None, offload_folder: str | None) -> tuple[Any, dict[str, int]]:
@@ -38,6 +40,7 @@ def load(found: Found, dtype: torch.dtype, room: Room | None, offload_folder: st
     options: dict[str, Any] = {}
     if room is not None:
         require_accelerate()
+        logging.getLogger("accelerate").setLevel(logging.ERROR)  # we say ourselves what lies where
         copies = _folder_of_copies(offload_folder)
         options = {"device_map": "auto", "max_memory": room, "offload_folder": copies}
     try:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from penstock.models.fallback.config import TransformersConfig
+from penstock.models.fallback.config import TransformersConfig, accepted
 from penstock.models.inputs import KVCache, StepInputs
 
 
@@ -96,7 +96,8 @@ class SingleTransformer:
         inputs = self._model.prepare_inputs_for_generation(
             ids, next_sequence_length=new, is_first_iteration=new is None, **memory
         )
-        out = self._model(**inputs, return_dict=True, **({"output_hidden_states": True} if with_states else {}))
+        options = {"return_dict": True, **({"output_hidden_states": True} if with_states else {})}
+        out = self._model(**{**inputs, **accepted(self._model, **options)})
         text.memory = self._model._update_model_kwargs_for_generation(out, text.memory)
         text.seen = len(text.ids)
         return out
