@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -25,6 +26,7 @@ from penstock.devices.memory import available_bytes
 from penstock.engine.config import EngineConfig
 from penstock.engine.loop import EngineLoop
 from penstock.engine.request import Embed, EngineRequest, Sampling
+from penstock.engine.step import GATHERED
 from penstock.errors import InvalidRequest, ModelError, ResourceError, UsageError
 from penstock.models.fallback.trace import CannotReplace, Visible, visible
 from tests.checkpoints import save_model, save_tokenizer
@@ -68,16 +70,17 @@ def test_tokens_match_transformers(name: str, tmp_path: Path) -> None:
     assert engine.stats.used_blocks == 0
 
 
-@pytest.mark.parametrize("name", ["exaone4", "biogpt", "mamba", "gpt-oss", "codegen"])
+@pytest.mark.parametrize("name", ["exaone4", "biogpt", "mamba", "codegen"])
 def test_the_schedule_changes_nothing(name: str, tmp_path: Path) -> None:
     """Together or one after another, in small chunks or whole, with a cached prefix, with another that is aborted."""
     folder = save_model(tmp_path, OTHERS[name])
-    rows = [*ROWS, ROWS[0][:20] + [7, 8, 9]]
-    draws = Sampling(temperature=0.8, top_p=0.9, draws=True, seed=5)
+    rows = [*ROWS, [*ROWS[0][:20], 7, 8, 9]]
+    draws = Sampling(temperature=0.8, top_p=0.9, do_sample=True, seed=5)
     alone, _ = started(folder, max_batch_size=1)
-    expected = {kind: generate(alone, asked(rows, 30, sampling=kind, logprobs=True)) for kind in (Sampling(), draws)}
+    kinds = (Sampling(), draws)
+    expected = [generate(alone, asked(rows, 30, sampling=kind, logprobs=True)) for kind in kinds]
     engine, _ = started(folder, max_batch_prefill_tokens=13, max_batch_size=3, block_size=4)
-    for kind, known in expected.items():
+    for kind, known in zip(kinds, expected, strict=True):
         for _again in range(2):
             engine.add(EngineRequest(99, [5] * 40, 40))
             engine.step()
@@ -96,7 +99,7 @@ def test_states_and_scores_of_prompts(name: str, tmp_path: Path) -> None:
     """Hidden states of every layer and log-probabilities of the prompt, in chunks, beside one that generates."""
     folder = save_model(tmp_path, OTHERS[name])
     engine, _ = started(folder, max_batch_prefill_tokens=16)
-    row, layers = ROWS[0][:40], tuple(range(-4 if name != "gpt-neo" else -3, 0))
+    row, layers = ROWS[0][:40], (-4, -3, -2, -1)
     engine.add(EngineRequest(1, row, 0, embed=Embed(layers, "none"), prompt_logprobs=True))
     engine.add(EngineRequest(2, ROWS[1], 10, ignore_eos=True))
     states: list[Any] = []
@@ -181,13 +184,9 @@ def test_options_of_our_own_decoder_are_refused(tmp_path: Path) -> None:
     assert "in bfloat16" in stages["model"]
     assert "our paged cache" in stages["model"]
     assert len(generate(engine, asked(ROWS, 5))[0].ids) == 5
+    engine.limits = msgspec.structs.replace(engine.limits, hidden_states=False)
     with pytest.raises(InvalidRequest, match="no hidden states"):
-        engine.limits = type(engine.limits)(**{**_fields(engine.limits), "hidden_states": False})
         engine.add(EngineRequest(1, [1], 0, embed=Embed()))
-
-
-def _fields(limits: Any) -> dict[str, Any]:
-    return {name: getattr(limits, name) for name in limits.__struct_fields__}
 
 
 def test_random_weights_in_the_shape_of_a_configuration(tmp_path: Path) -> None:
@@ -197,37 +196,34 @@ def test_random_weights_in_the_shape_of_a_configuration(tmp_path: Path) -> None:
     assert len(generate(engine, asked(ROWS, 5))[0].ids) == 5
 
 
-BIG = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 6}
+BIG: dict[str, dict[str, Any]] = {  # of which the weights are more than what a step takes
+    "llama": {**SHAPES["llama"], "hidden_size": 256, "intermediate_size": 2048, "head_dim": 64, "num_hidden_layers": 6},
+    "phi-3.5-moe": {**PAGED["phi-3.5-moe"], "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 6},
+    "xglm": {**SINGLE["xglm"], "d_model": 128, "ffn_dim": 4096, "num_layers": 8},
+}
 
 
-@pytest.mark.parametrize("name", ["llama", "phi-3.5-moe", "xglm"])
+@pytest.mark.parametrize("name", BIG)
 def test_what_does_not_fit_is_read_from_disk(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A family of ours, one whose weights transformers keeps in another form, one that runs alone: placed, exact."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    sizes = {"d_model": 256, "ffn_dim": 1024, "num_layers": 8} if name == "xglm" else BIG
-    shape = {**(OTHERS.get(name) or SHAPES[name]), **sizes, "head_dim": 64} if name == "llama" else {}
-    folder = save_model(tmp_path / "model", shape or {**OTHERS[name], **sizes})
+    folder = save_model(tmp_path / "model", BIG[name])
     stored = (folder / "model.safetensors").stat().st_size
+    free = 2 * 128 * GATHERED * 4 + 0.7 * stored  # for a step, and for most of the weights
     few = {"max_batch_prefill_tokens": 16, "max_batch_size": 2, "max_total_tokens": 128}
-    for room in (8, 10, 12, 16, 24, 32, 48, 64, 96):
-        try:
-            engine, stages = started(folder, memory_fraction=room * 2**20 / available_bytes(), **few)
-        except ResourceError:
-            continue  # not even the step fits
-        break
+    engine, stages = started(folder, memory_fraction=free / available_bytes(), **few)
     assert "on disk, read whenever needed" in stages["load"], stages
     assert ("too large for the memory" if name == "llama" else "no description") in stages["model"]
-    in_memory = float(stages["load"].split(" MiB in memory")[0]) * 2**20
-    assert in_memory < 0.8 * stored
-    got = generate(engine, asked(ROWS, 24))
-    assert [got[i].ids for i in range(len(ROWS))] == [generated(folder, row, 24)[0] for row in ROWS]
+    assert 2**20 < float(stages["load"].split(" MiB in memory")[0]) * 2**20 < 0.6 * stored
+    got = generate(engine, asked(ROWS, 16))
+    assert [got[i].ids for i in range(len(ROWS))] == [generated(folder, row, 16)[0] for row in ROWS]
     kept = list((tmp_path / "cache" / "penstock").glob("offload-*"))
     assert bool(kept) == (name == "phi-3.5-moe")
 
 
 def test_without_accelerate_the_sums_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None if name == "accelerate" else 1)
-    folder = save_model(tmp_path, {**SHAPES["llama"], **BIG, "head_dim": 64})
+    folder = save_model(tmp_path, BIG["llama"])
     with pytest.raises(ResourceError, match="too little memory") as caught:
         started(folder, memory_fraction=2**20 / available_bytes())
     assert "pip install accelerate" in caught.value.hint
@@ -264,7 +260,7 @@ class BagForCausalLM(PreTrainedModel, GenerationMixin):
         x = self.table(input_ids).cumsum(1) / torch.arange(1, input_ids.shape[1] + 1).view(1, -1, 1)
         return CausalLMOutput(logits=self.head(torch.tanh(x)))
 '''
-CONFIGURATION = '''
+CONFIGURATION = """
 from transformers import PreTrainedConfig
 
 class BagConfig(PreTrainedConfig):
@@ -273,7 +269,7 @@ class BagConfig(PreTrainedConfig):
     def __init__(self, vocab_size=512, hidden_size=32, num_hidden_layers=1, **kwargs):
         self.vocab_size, self.hidden_size, self.num_hidden_layers = vocab_size, hidden_size, num_hidden_layers
         super().__init__(**kwargs)
-'''
+"""
 
 
 def save_bag(folder: Path, port: int = 9) -> Path:
@@ -284,7 +280,10 @@ def save_bag(folder: Path, port: int = 9) -> Path:
     config = {
         "model_type": "bag-of-words",
         "architectures": ["BagForCausalLM"],
-        "auto_map": {"AutoConfig": "configuration_bag.BagConfig", "AutoModelForCausalLM": "modeling_bag.BagForCausalLM"},
+        "auto_map": {
+            "AutoConfig": "configuration_bag.BagConfig",
+            "AutoModelForCausalLM": "modeling_bag.BagForCausalLM",
+        },
         "vocab_size": 512,
         "hidden_size": 32,
         "eos_token_id": 1,

@@ -29,6 +29,7 @@ from penstock.plan.work import StepCost
 
 _PROMISED = 2048  # tokens of a text that there is to be room for beside the weights, where none are asked for
 _STEP_TOKENS = 512  # default budget of a step: every one of its tokens may be scored
+_LONG = 8192  # the same where each text is computed by itself, its prompt in one go
 _ROWS = 8  # sequences at a time where each is computed by itself
 
 
@@ -70,7 +71,8 @@ def load_transformers(
         runner = SingleTransformer(model)
         runner.config = shape
         clock.done("model", f"{found.name} {in_words}; one sequence at a time: {error}")
-        limits, kv_text = _fit_single(config, runner, dtype, in_memory, available)
+        longest = config.max_total_tokens or min(shape.max_positions, _PROMISED if room is not None else _LONG)
+        limits, kv_text = _fit_single(config, longest, runner, dtype, in_memory, available)
     clock.done("KV memory", f"weights {human(in_memory)} + {kv_text}")
     limits = msgspec.structs.replace(limits, hidden_states=shape.hidden_states)
     cost = StepCost.of(runner.config, dtype.itemsize, dtype.itemsize)
@@ -100,7 +102,7 @@ def _choose(config: EngineConfig, found: Found, available: int) -> tuple[torch.d
     def room(dtype: torch.dtype) -> int:
         shape = found.shape
         total = min(shape.max_positions, config.max_total_tokens or _PROMISED)
-        budget = config.max_batch_prefill_tokens or _STEP_TOKENS
+        budget = max(total, config.max_batch_prefill_tokens or _STEP_TOKENS)  # a prompt may have to be one run
         step = step_bytes(shape, dtype, budget, config.max_batch_size or 1, total)
         kv = max(total, config.max_batch_total_tokens or 0) * shape.kv_elements * dtype.itemsize
         return max(0, int(available * config.memory_fraction) - step - kv)
@@ -131,9 +133,10 @@ def _fit_paged(
 
 
 def _fit_single(
-    config: EngineConfig, runner: SingleTransformer, dtype: torch.dtype, in_memory: int, available: int
+    config: EngineConfig, longest: int, runner: SingleTransformer, dtype: torch.dtype, in_memory: int, available: int
 ) -> tuple[Limits, str]:
-    """The limits of a model that keeps a memory of its own for each text, and its sum in words.
+    """The limits of a model that keeps a memory of its own for each text, of up to `longest` tokens, and its sum in
+    words.
 
     A sequence's one block is as long as the longest text; there are as many as fit, however many may wait.
     """
@@ -142,8 +145,9 @@ def _fit_single(
     fixed = max(0, short - 8 * token)
     rows = config.max_batch_size or _ROWS
     shape = replace(runner.config, kv_elements=max(1, token // dtype.itemsize))
-    budget = min(shape.max_positions, config.max_total_tokens or shape.max_positions)  # a prompt is one run
-    asked = msgspec.structs.replace(config, max_batch_size=rows, block_size=16, max_batch_prefill_tokens=budget)
+    asked = msgspec.structs.replace(
+        config, max_total_tokens=longest, max_batch_size=rows, block_size=16, max_batch_prefill_tokens=longest
+    )
     limits, plan = fit(asked, shape, dtype, in_memory + rows * fixed, dtype.itemsize, available)
     total = limits.max_total_tokens
     rows = max(1, min(rows, plan.num_blocks * plan.block_size // total))
@@ -152,7 +156,9 @@ def _fit_single(
         block_size=total,
         num_blocks=rows,
         max_batch_size=rows,
-        max_batch_prefill_tokens=max(limits.max_batch_prefill_tokens, total),
     )
     each = fixed + token * total
-    return limits, f"memory of {rows} x {total} tokens, {human(each)} each = {human(rows * each)} (--max-batch-size)"
+    return limits, (
+        f"memory of {rows} x {total} tokens, {human(each)} each = {human(rows * each)} "
+        "(--max-batch-size, --max-total-tokens)"
+    )
