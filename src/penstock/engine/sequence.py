@@ -11,6 +11,8 @@ from penstock.engine.request import EngineRequest
 from penstock.engine.states import PromptStates
 from penstock.kernels.rotary import RopeConfig
 
+_NOTHING: list[int] = []
+
 
 @dataclass(eq=False)
 class Sequence:
@@ -33,6 +35,7 @@ class Sequence:
     prompt_top: list[list[tuple[int, float]]] = field(default_factory=list)
     states: PromptStates | None = None  # where its hidden states are wanted
     ends: frozenset[int] = frozenset()  # tokens that end it
+    bare: bool = False  # the raw scores decide alone, and nothing is told of them
     cursor: Cursor | None = None  # where it is in its grammar
 
     @classmethod
@@ -54,7 +57,8 @@ class Sequence:
         mark = 0 if rope is None or not far else n if rope.kind == "dynamic" else 1
         root = root_key(nonce, request.salt, mark.to_bytes(8, "little"))
         ends = frozenset(request.stop_ids) if request.ignore_eos else eos_ids | frozenset(request.stop_ids)
-        return cls(request, root, n, list(request.prompt_ids), n, time.monotonic(), number, ends=ends)
+        bare = request.sampling.plain and not request.logprobs and not request.top_n_tokens
+        return cls(request, root, n, list(request.prompt_ids), n, time.monotonic(), number, ends=ends, bare=bare)
 
     @property
     def id(self) -> int:
@@ -85,9 +89,7 @@ class Sequence:
         sequence is ignored, the one that a grammar offers."""
         if self.generated < self.request.min_new_tokens:
             return list(self.ends if self.cursor is None else self.ends | self.cursor.ends)
-        if self.cursor is not None and self.request.ignore_eos:
-            return list(self.cursor.ends)
-        return []
+        return self.cursor.withheld if self.cursor is not None and self.request.ignore_eos else _NOTHING
 
     def full_keys(self, block_size: int, tokens: int) -> list[bytes]:
         """Keys of the full blocks among the first `tokens` tokens."""
