@@ -37,8 +37,8 @@ PAGED: dict[str, Options] = {
     },
 }
 
-# those that keep a memory of their own: one sequence at a time
-SINGLE: dict[str, Options] = {
+# those that keep a memory of their own
+OWN: dict[str, Options] = {
     "mamba": {"model_type": "mamba", "hidden_size": 64, "num_hidden_layers": 3, "state_size": 8, **_TOKENS},
     "rwkv": {
         "model_type": "rwkv",
@@ -67,9 +67,11 @@ SINGLE: dict[str, Options] = {
     "mpt": {"model_type": "mpt", "d_model": 64, "n_layers": 3, "n_heads": 4, "max_seq_len": 512, **_TOKENS},
     "gpt-neo": {"model_type": "gpt_neo", "hidden_size": 64, "num_layers": 2, "num_heads": 4, "window_size": 16,
                 "attention_types": [[["global", "local"], 1]], "max_position_embeddings": 512, **_TOKENS},
+    "recurrent-gemma": {"model_type": "recurrent_gemma", "lru_width": 64, "attention_window_size": 24,
+                        "block_types": ["recurrent", "attention"], **{**_BASE, "num_key_value_heads": 1}},
     "lfm2": {"model_type": "lfm2", "layer_types": ["conv", "full_attention", "conv"], **_GROUPED},
     "gpt-oss": {"model_type": "gpt_oss", "num_local_experts": 4, "sliding_window": 20,
                 "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}, **_HEADS},
 }  # fmt: skip
 
-OTHERS = PAGED | SINGLE
+OTHERS = PAGED | OWN

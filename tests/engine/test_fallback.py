@@ -28,12 +28,13 @@ from penstock.engine.loop import EngineLoop
 from penstock.engine.request import Embed, EngineRequest, Sampling
 from penstock.engine.step import GATHERED
 from penstock.errors import InvalidRequest, ModelError, ResourceError, UsageError
+from penstock.models.fallback.own import OwnMemory
 from penstock.models.fallback.trace import CannotReplace, Visible, visible
 from tests.checkpoints import save_model, save_tokenizer
 from tests.engine.driver import generate
 from tests.engine.exactness import generated, made_prompts, reference
 from tests.families import SHAPES
-from tests.others import OTHERS, PAGED, SINGLE
+from tests.others import OTHERS, OWN, PAGED
 from tests.process import check_error, penstock
 
 ROWS = made_prompts(3, 70, 512)
@@ -55,12 +56,16 @@ def asked(rows: list[list[int]], new: int, **options: Any) -> list[EngineRequest
     return [EngineRequest(i, row, new, ignore_eos=True, **options) for i, row in enumerate(rows)]
 
 
+# transformers' RWKV mixes the texts of a batch up; its RecurrentGemma keeps a part of its memory in its layers
+_WAYS = {"rwkv": "one sequence at a time: ", "recurrent-gemma": "one sequence to its end before the next: "}
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_tokens_match_transformers(name: str, tmp_path: Path) -> None:
     """128 tokens of prompts that run together, computed in chunks, against transformers' own generation."""
     folder = save_model(tmp_path, OTHERS[name])
     engine, stages = started(folder, max_batch_prefill_tokens=48)
-    way = "our paged cache" if name in PAGED else "one sequence at a time: "
+    way = "our paged cache" if name in PAGED else _WAYS.get(name, "in static batches: ")
     assert "by transformers (no description of ours)" in stages["model"]
     assert way in stages["model"]
     together = generate(engine, asked(ROWS, 128))
@@ -117,6 +122,31 @@ def test_states_and_scores_of_prompts(name: str, tmp_path: Path) -> None:
     scores = torch.log_softmax(out.logits[0].float(), -1)
     expected = scores[:-1].gather(1, torch.tensor(row[1:]).unsqueeze(1)).squeeze(1)
     assert np.allclose(logprobs[1:], expected.numpy(), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["mamba", "codegen"])
+def test_memories_are_joined(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recurrent model computes all texts together, one with attention those of equal length; texts come and go."""
+    folder = save_model(tmp_path, OTHERS[name])
+    rows = [ROWS[0][:20], ROWS[1][:20], ROWS[0][5:25], ROWS[2][:9]]
+    new = [12, 30, 20, 25]
+    requests = [EngineRequest(i, row, n, ignore_eos=True) for i, (row, n) in enumerate(zip(rows, new, strict=True))]
+    alone, _ = started(folder, max_batch_size=1)
+    expected = generate(alone, requests)
+    engine, _ = started(folder)
+    sizes: list[int] = []
+    advance = OwnMemory._advance
+
+    def counted(self: OwnMemory, texts: list[Any], *rest: Any) -> Any:
+        sizes.append(len(texts))
+        return advance(self, texts, *rest)
+
+    monkeypatch.setattr(OwnMemory, "_advance", counted)
+    got = generate(engine, requests)
+    assert [got[i].ids for i in got] == [expected[i].ids for i in got]
+    assert sum(sizes) == sum(new)  # a token each, a prompt in one go
+    assert max(sizes) == (4 if name == "mamba" else 3)
+    assert len(sizes) == (1 + 30 if name == "mamba" else 30 + 25)
 
 
 def test_a_sequence_that_is_not_a_number_harms_nobody(tmp_path: Path) -> None:
@@ -190,7 +220,7 @@ def test_options_of_our_own_decoder_are_refused(tmp_path: Path) -> None:
 
 
 def test_random_weights_in_the_shape_of_a_configuration(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(SINGLE["mamba"]))
+    (tmp_path / "config.json").write_text(json.dumps(OWN["mamba"]))
     engine, stages = started(tmp_path, dummy_weights=True)
     assert "random weights" in stages["load"]
     assert len(generate(engine, asked(ROWS, 5))[0].ids) == 5
@@ -199,7 +229,7 @@ def test_random_weights_in_the_shape_of_a_configuration(tmp_path: Path) -> None:
 BIG: dict[str, dict[str, Any]] = {  # of which the weights are more than what a step takes
     "llama": {**SHAPES["llama"], "hidden_size": 256, "intermediate_size": 2048, "head_dim": 64, "num_hidden_layers": 6},
     "phi-3.5-moe": {**PAGED["phi-3.5-moe"], "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 6},
-    "xglm": {**SINGLE["xglm"], "d_model": 128, "ffn_dim": 4096, "num_layers": 8},
+    "xglm": {**OWN["xglm"], "d_model": 128, "ffn_dim": 4096, "num_layers": 8},
 }
 
 

@@ -24,7 +24,7 @@ def test_every_route_works(name: str, tmp_path: Path, start_server: StartServer)
     folder = save_model(tmp_path / "model", OTHERS[name])
     save_tokenizer(folder)
     server = start_server(folder, "--dtype", "float32", "--max-total-tokens", "256")
-    way = "our paged cache" if name == "glm" else "one sequence at a time: it keeps a state"
+    way = "our paged cache" if name == "glm" else "in static batches: it keeps a state"
     assert f"by transformers (no description of ours); in float32: asked for (--dtype); {way}" in server.errors
 
     def ask(words: str, **parameters: Any) -> dict[str, Any]:

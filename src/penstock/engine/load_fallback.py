@@ -20,8 +20,8 @@ from penstock.hub.config import read_config
 from penstock.hub.gguf.link import linked_files
 from penstock.models.fallback.config import Found, TransformersConfig, find, measured
 from penstock.models.fallback.load import Room, load, make, require_accelerate
-from penstock.models.fallback.paged import PagedTransformer, page
-from penstock.models.fallback.single import SingleTransformer
+from penstock.models.fallback.own import OwnMemory
+from penstock.models.fallback.paged import PagedTransformer, page, tolerance
 from penstock.models.fallback.trace import CannotReplace
 from penstock.models.families import check_unquantized, read_eos_ids
 from penstock.plan.memory import human
@@ -29,8 +29,14 @@ from penstock.plan.work import StepCost
 
 _PROMISED = 2048  # tokens of a text that there is to be room for beside the weights, where none are asked for
 _STEP_TOKENS = 512  # default budget of a step: every one of its tokens may be scored
-_LONG = 8192  # the same where each text is computed by itself, its prompt in one go
-_ROWS = 8  # sequences at a time where each is computed by itself
+_LONG = 8192  # the same where each text has a memory of its own and its prompt is computed in one go
+_ROWS = 8  # sequences at a time where each has a memory of its own
+_TOGETHER = {
+    "any": "in static batches",
+    "equal": "in static batches of texts of equal length",
+    "none": "one sequence at a time",
+    "never": "one sequence to its end before the next",
+}
 
 
 def load_transformers(
@@ -61,18 +67,20 @@ def load_transformers(
     code = "" if not found.own_code else f", its own code {'without' if found.offline else 'NOT kept from the'} network"
     in_words = f"by transformers ({why}){code}; in {str(dtype).removeprefix('torch.')}: {type_reason} (--dtype)"
     shape = replace(measured(found, model), eos_ids=read_eos_ids(folder, raw))
-    runner: PagedTransformer | SingleTransformer
+    runner: PagedTransformer | OwnMemory
     try:
         runner = page(found, model, dtype)
         runner.config = replace(shape, kv_elements=runner.kv_elements)
         clock.done("model", f"{found.name} {in_words}; our paged cache")
         limits, kv_text = _fit_paged(config, runner.config, dtype, in_memory, available)
     except CannotReplace as error:
-        runner = SingleTransformer(model)
+        runner = OwnMemory(model)
         runner.config = shape
-        clock.done("model", f"{found.name} {in_words}; one sequence at a time: {error}")
+        text_bytes = runner.try_batches(shape.vocab_size, tolerance(dtype))
+        clock.done("model", f"{found.name} {in_words}; {_TOGETHER[runner.together]}: {error}")
         longest = config.max_total_tokens or min(shape.max_positions, _PROMISED if room is not None else _LONG)
-        limits, kv_text = _fit_single(config, longest, runner, dtype, in_memory, available)
+        rows = 1 if runner.together == "never" else config.max_batch_size or _ROWS
+        limits, kv_text = _fit_own(config, longest, rows, shape, text_bytes, dtype, in_memory, available)
     clock.done("KV memory", f"weights {human(in_memory)} + {kv_text}")
     limits = msgspec.structs.replace(limits, hidden_states=shape.hidden_states)
     cost = StepCost.of(runner.config, dtype.itemsize, dtype.itemsize)
@@ -132,19 +140,23 @@ def _fit_paged(
     )
 
 
-def _fit_single(
-    config: EngineConfig, longest: int, runner: SingleTransformer, dtype: torch.dtype, in_memory: int, available: int
+def _fit_own(
+    config: EngineConfig,
+    longest: int,
+    rows: int,
+    shape: TransformersConfig,
+    text_bytes: tuple[int, int],
+    dtype: torch.dtype,
+    in_memory: int,
+    available: int,
 ) -> tuple[Limits, str]:
     """The limits of a model that keeps a memory of its own for each text, of up to `longest` tokens, and its sum in
-    words.
+    words. text_bytes: what it keeps of any text, and of each token.
 
     A sequence's one block is as long as the longest text; there are as many as fit, however many may wait.
     """
-    short, long = runner.memory_bytes(8), runner.memory_bytes(24)
-    token = max(0, long - short) // 16
-    fixed = max(0, short - 8 * token)
-    rows = config.max_batch_size or _ROWS
-    shape = replace(runner.config, kv_elements=max(1, token // dtype.itemsize))
+    fixed, token = text_bytes
+    shape = replace(shape, kv_elements=max(1, token // dtype.itemsize))
     asked = msgspec.structs.replace(
         config, max_total_tokens=longest, max_batch_size=rows, block_size=16, max_batch_prefill_tokens=longest
     )

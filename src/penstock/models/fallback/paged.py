@@ -121,6 +121,11 @@ class PagedTransformer:
         return hidden
 
 
+def tolerance(dtype: torch.dtype) -> float:
+    """How far scores of two right ways may lie apart, as a share of the largest."""
+    return _EXACT if dtype == torch.float32 else _ROUGH
+
+
 @torch.inference_mode()
 def page(found: Found, model: Any, dtype: torch.dtype) -> PagedTransformer:
     """Put our attention into a loaded model. Raises CannotReplace with the reason, the model left as it was.
@@ -143,7 +148,7 @@ def page(found: Found, model: Any, dtype: torch.dtype) -> PagedTransformer:
         paged = PagedTransformer(model, attention, calls, dtype)
         ours = _in_chunks(paged, ids)
         share = float((ours.float() - expected.float()).abs().max()) / max(float(expected.float().abs().max()), 1e-3)
-        if not share <= (_EXACT if dtype == torch.float32 else _ROUGH):
+        if not share <= tolerance(dtype):
             raise CannotReplace(f"its scores differ by {share:.0%} of the largest with our cache")
     except Exception as error:
         model.set_attn_implementation(before)
