@@ -147,7 +147,12 @@ def _layers(asked: str, folder: Path) -> tuple[int, ...]:
 
     raw = read_config(folder)
     count = next(
-        (raw[key] for key in ("num_hidden_layers", "n_layer", "num_layers") if isinstance(raw.get(key), int)), 0
+        (
+            raw[key]
+            for key in ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+            if isinstance(raw.get(key), int)
+        ),
+        0,
     )
     if count < 1:
         raise ModelError(f"The config.json in {folder} does not say how many layers the model has.")

@@ -7,7 +7,7 @@ hub. A branch's code can change between two starts; a commit's can not.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,31 @@ CAUSAL = "AutoModelForCausalLM"
 
 def own_code(config: Mapping[str, Any]) -> str | None:
     """The dotted place of the first non-empty `auto_map` in a config.json, at any depth; None where there is none."""
+    places = (place for place, value in _entries(config) if value and place.rpartition(".")[2] == "auto_map")
+    return next(places, None)
+
+
+def _entries(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Everything in a config.json, at any depth, with its dotted place."""
     todo: list[tuple[str, Any]] = [("", config)]
     while todo:
         path, value = todo.pop()
-        if isinstance(value, Mapping):
-            if value.get("auto_map"):
-                return f"{path}auto_map"
-            todo.extend((f"{path}{str(k)[:40]}.", v) for k, v in value.items())
-        elif isinstance(value, list):
-            todo.extend((f"{path}{i}.", v) for i, v in enumerate(value))
+        if path:
+            yield path, value
+        inner = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+        todo.extend((f"{path}.{str(key)[:40]}".lstrip("."), entry) for key, entry in inner)
+
+
+def foreign_code(config: Mapping[str, Any]) -> str | None:
+    """The dotted place where a config.json has transformers fetch compiled kernels from a repository; None if nowhere.
+
+    `attn_implementation` and its like take the name of one, and what is in it runs without a question.
+    """
+    for place, value in _entries(config):
+        if place.endswith("_implementation") or place.endswith("_implementation_internal"):
+            names = list(value.values()) if isinstance(value, Mapping) else [value]
+            if any(isinstance(name, str) and "/" in name for name in names):
+                return place
     return None
 
 

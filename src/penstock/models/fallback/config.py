@@ -12,7 +12,7 @@ import torch
 
 from penstock.errors import ModelError
 from penstock.hub.jail import leave_network
-from penstock.hub.remote_code import check_trusted, own_code
+from penstock.hub.remote_code import check_trusted, foreign_code, own_code
 
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "seq_length", "n_ctx",
             "context_length")  # fmt: skip
@@ -119,6 +119,15 @@ def find(folder: Path, raw: Mapping[str, Any], trusted: bool) -> Found:
     logging.set_verbosity_error()
     kind = raw.get("model_type")
     names = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    place = foreign_code(raw)
+    if place is not None or (folder / "adapter_config.json").exists():
+        raise ModelError(
+            f"The model in {folder} has transformers load something from elsewhere.",
+            f"Its config.json has `{place}` with the name of a repository."
+            if place is not None
+            else "It holds an adapter_config.json, which names another model.",
+            "Remove that, and run the command again.",
+        )
     offline = False
     needs_code = kind not in CONFIG_MAPPING_NAMES and own_code(raw) is not None
     if needs_code:
@@ -133,6 +142,9 @@ def find(folder: Path, raw: Mapping[str, Any], trusted: bool) -> Found:
         )
     try:
         settings = AutoConfig.from_pretrained(str(folder), trust_remote_code=needs_code, local_files_only=True)
+        settings._attn_implementation = (
+            None  # what was there where it was saved (flash_attention_2, say) need not be here
+        )
     except Exception as error:  # config.json is anybody's, and so may the code be
         raise ModelError(f"transformers cannot read {folder / 'config.json'}", words_of(error)) from error
     name = str((raw.get("architectures") or [names.get(str(kind), kind)])[0])
