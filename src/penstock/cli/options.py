@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -149,6 +149,16 @@ engine_options = stack(
     ),
 )
 
+adapter_options = stack(
+    click.option("--max-adapters", type=COUNT, default=64, show_default=True, help="LoRA adapters at a time."),
+    click.option("--max-adapter-rank", type=COUNT, default=256, show_default=True, help="Largest rank of an adapter."),
+    click.option(
+        "--max-adapter-bytes",
+        type=Whole(0, 2**63 - 1),
+        help="Memory for adapters.  [default: those given, and half of what is free]",
+    ),
+)
+
 sampling_options = stack(
     click.option(
         "--temperature",
@@ -190,6 +200,14 @@ def engine_config(snapshot: Snapshot, options: dict[str, Any]) -> EngineConfig:
     fields["quantize"] = weight_format(options.get("quantize", "none"))
     fields |= {"model_path": str(snapshot.path), "model_name": snapshot.name, "trust_remote_code": snapshot.trusted}
     return EngineConfig(**fields)
+
+
+def adapters_of(given: Iterable[str], offline: bool) -> dict[str, str]:
+    """LoRA adapters as `NAME=SOURCE` or `SOURCE`, each perhaps several with commas between them, to {name: folder}."""
+    from penstock.hub.adapters import parse_adapters, resolve_adapter
+
+    sources = parse_adapters(",".join(given))
+    return {name: str(resolve_adapter(source, offline=True if offline else None)) for name, source in sources.items()}
 
 
 def input_path(value: str) -> Path | None:

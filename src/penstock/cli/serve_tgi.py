@@ -36,7 +36,6 @@ TGI_ENVIRONMENT = {
 
 # Flags that would change the answers, and cannot yet: the reason, and what to do.
 _REFUSED = {
-    "lora_adapters": ("adapters come in a later version", "Merge the adapter into its base model"),
     "ngrok": ("TGI's own is dead, and a tunnel through a company is not safe", "Use ssh -N -L"),
 }
 _WITHOUT_EFFECT = {

@@ -35,3 +35,7 @@ class EngineConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     watermark_delta: float = 2.0
     trust_remote_code: bool = False
     offload_folder: str | None = None
+    adapters: dict[str, str] = {}  # LoRA adapters by name: their folders
+    max_adapters: int = 64
+    max_adapter_rank: int = 256
+    max_adapter_bytes: int | None = None  # of all of them in memory

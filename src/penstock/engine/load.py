@@ -13,6 +13,7 @@ import torch
 from penstock.devices.allocator import keep_freed_memory
 from penstock.devices.cpu import choose_dtype
 from penstock.devices.memory import available_bytes
+from penstock.engine.adapters import Adapters, planned_bytes, read_given
 from penstock.engine.config import EngineConfig
 from penstock.engine.request import Limits, Stage
 from penstock.engine.step import GATHERED
@@ -43,6 +44,7 @@ class LoadedModel:
     cache: KVCache
     limits: Limits
     cost: StepCost
+    adapters: Adapters
 
 
 def load_decoder(config: EngineConfig, clock: Clock) -> LoadedModel:
@@ -57,21 +59,32 @@ def load_decoder(config: EngineConfig, clock: Clock) -> LoadedModel:
     form = FORMATS[name]
     weight_bytes = _weight_bytes(entries, decoder_config, names, dtype, form)
     cost = StepCost.of(decoder_config, form.weight_bytes or dtype.itemsize, dtype.itemsize)
-    limits, plan = fit(config, decoder_config, dtype, weight_bytes, cost.weight_size, available_bytes())
+    given = read_given(config, decoder_config, names)
+    adapter_bytes = planned_bytes(config, given, dtype)
+    free = available_bytes()
+    limits, plan = fit(config, decoder_config, dtype, weight_bytes, cost.weight_size, free, adapter_bytes)
     clock.done("model", f"{decoder_config.family} decoder {text}")
     kv_token = plan.kv_bytes // (plan.num_blocks * plan.block_size)
     kv_text = (
         f"{plan.num_blocks * plan.block_size} tokens x {human(kv_token)} = {human(plan.kv_bytes)} "
         f"({plan.reason}; --max-batch-total-tokens)"
     )
-    clock.done("KV memory", f"weights {human(weight_bytes)} + KV {kv_text}")
+    adapter_text = f" + adapters {human(adapter_bytes)}" if adapter_bytes else ""
+    clock.done("KV memory", f"weights {human(weight_bytes)}{adapter_text} + KV {kv_text}")
 
     decoder = Decoder.load(entries, decoder_config, names, dtype, limits.max_total_tokens, form)
     keep_freed_memory()  # from here on: what loading frees is not needed again
     cache = decoder.new_cache(plan.num_blocks, plan.block_size)
     kind = "random weights (--dummy-weights)" if entries is None else "weights"
     clock.done("load", f"{human(weight_bytes)} of {kind}, {torch.get_num_threads()} threads")
-    return LoadedModel(decoder, cache, limits, cost)
+    # without a bound, those that come while it runs may have half of what is planned for nothing else
+    room = adapter_bytes + (plan.spare // 2 if config.max_adapter_bytes is None else 0)
+    adapters = Adapters(config, decoder_config, names, dtype, room)
+    for adapter, file in given.items():
+        adapters.add(adapter, file)
+    if given:
+        clock.done("adapters", f"{', '.join(given)}: {human(adapters.nbytes)} of {human(room)}")
+    return LoadedModel(decoder, cache, limits, cost, adapters)
 
 
 def _choose_format(
@@ -132,7 +145,13 @@ Shape = DecoderConfig | TransformersConfig
 
 
 def fit(
-    config: EngineConfig, decoder: Shape, dtype: torch.dtype, weight_bytes: int, weight_size: float, available: int
+    config: EngineConfig,
+    decoder: Shape,
+    dtype: torch.dtype,
+    weight_bytes: int,
+    weight_size: float,
+    available: int,
+    adapter_bytes: int = 0,
 ) -> tuple[Limits, KVPlan]:
     """Derive every limit that was not given, and check that it all fits. available: bytes free before the weights."""
     rows = config.max_batch_size or min(config.max_concurrent_requests, 128)
@@ -143,7 +162,9 @@ def fit(
         raise UsageError("the memory fraction and --watermark-gamma are shares: above 0, at most 1")
     kv_token = decoder.kv_elements * dtype.itemsize
     step = step_bytes(decoder, dtype, budget, rows, config.max_total_tokens or decoder.max_positions)
-    footprint = Footprint(weight_bytes, kv_token, step)
+    if adapter_bytes:  # the two halves of a gated MLP apart, and what is added to them
+        step += 3 * budget * decoder.mlp_width * dtype.itemsize
+    footprint = Footprint(weight_bytes, kv_token, step, adapter_bytes)
 
     asked = max(config.max_total_tokens or 0, (config.max_input_tokens or 0) + 1)
     if asked > decoder.max_positions:

@@ -11,6 +11,7 @@ import torch
 
 from penstock.devices.cpu import DTYPES, choose_dtype
 from penstock.devices.memory import available_bytes
+from penstock.engine.adapters import Adapters, read_given
 from penstock.engine.config import EngineConfig
 from penstock.engine.load import Clock, LoadedModel, fit, step_bytes
 from penstock.engine.request import Limits
@@ -18,6 +19,7 @@ from penstock.errors import EnvironmentFault, ModelError, ResourceError, UsageEr
 from penstock.hub.checkpoint import read_checkpoint
 from penstock.hub.config import read_config
 from penstock.hub.gguf.link import linked_files
+from penstock.models.config import WeightMap
 from penstock.models.fallback.config import Found, TransformersConfig, find, measured
 from penstock.models.fallback.load import Room, load, make, require_accelerate
 from penstock.models.fallback.own import OwnMemory
@@ -45,6 +47,7 @@ def load_transformers(
     """Load a model that our decoder does not take: `why`, in a few words. refusal: what is raised where it cannot be
     placed either."""
     _check_options(config)
+    read_given(config, None, WeightMap())
     folder = Path(config.model_path)
     raw = read_config(folder)
     check_unquantized(raw)
@@ -84,7 +87,8 @@ def load_transformers(
     clock.done("KV memory", f"weights {human(in_memory)} + {kv_text}")
     limits = msgspec.structs.replace(limits, hidden_states=shape.hidden_states)
     cost = StepCost.of(runner.config, dtype.itemsize, dtype.itemsize)
-    return LoadedModel(runner, runner.new_cache(limits.num_blocks, limits.block_size), limits, cost)
+    cache = runner.new_cache(limits.num_blocks, limits.block_size)
+    return LoadedModel(runner, cache, limits, cost, Adapters(config, None, WeightMap(), dtype, 0))
 
 
 def _check_options(config: EngineConfig) -> None:

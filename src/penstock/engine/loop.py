@@ -52,6 +52,7 @@ class EngineLoop:
     def __init__(self, model: LoadedModel, config: EngineConfig) -> None:
         self.limits = model.limits
         self._decoder, self._cache, self.cost = model.decoder, model.cache, model.cost
+        self.adapters = model.adapters
         self._pool = BlockPool(model.limits.num_blocks, model.limits.block_size)
         self._scheduler = Scheduler(
             self._pool,
@@ -100,7 +101,8 @@ class EngineLoop:
         if request.id in self._sequences:
             raise InvalidRequest(f"a request with id {request.id} is already running")
         validate(request, self.limits)
-        sequence = Sequence.of(request, next(self._numbers), self._nonce, self._span_rope, self._eos)
+        adapter = None if request.adapter is None else self.adapters.find(request.adapter)
+        sequence = Sequence.of(request, next(self._numbers), self._nonce, self._span_rope, self._eos, adapter)
         if request.embed is not None:
             sequence.states = PromptStates(request.embed, self.limits.num_layers)
         self._sequences[request.id] = sequence

@@ -26,6 +26,7 @@ def open_model(config: EngineConfig, on_stage: Callable[[Stage], None]) -> Loade
     try:
         return load_decoder(config, clock)
     except WeightsTooLarge as error:
-        if config.dummy_weights or config.quantize not in ("none", "bf16"):
+        ours = config.quantize not in ("none", "bf16") or config.adapters or config.rope_scaling  # what only we can do
+        if config.dummy_weights or ours:
             raise
         return load_transformers(config, clock, "too large for the memory", error)

@@ -109,6 +109,7 @@ class EngineRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="genera
     grammar: Grammar | None = None
     embed: Embed | None = None
     priority: int = 0  # lower runs first
+    adapter: str | None = None  # the LoRA adapter that the model computes with, by its name
     salt: bytes = b""  # prefix cache is shared only between requests of equal salt (one per API key)
 
     @property
@@ -121,6 +122,29 @@ class Abort(msgspec.Struct, frozen=True, tag="abort"):
     """Forget a request: its blocks return at the next step, nothing more is sent for it."""
 
     id: int
+
+
+class LoadAdapter(msgspec.Struct, frozen=True, omit_defaults=True, tag="load_adapter"):
+    """Load a LoRA adapter under a name, from a folder. replace: in the place of one that has the name."""
+
+    id: int
+    name: str
+    folder: str
+    replace: bool = False
+
+
+class UnloadAdapter(msgspec.Struct, frozen=True, tag="unload_adapter"):
+    """Forget an adapter. Requests that run on it finish with it; its memory returns with the last of them."""
+
+    id: int
+    name: str
+
+
+class AdapterReply(msgspec.Struct, frozen=True, omit_defaults=True, tag="adapter"):
+    """How a LoadAdapter or an UnloadAdapter went; failure: None where it went well."""
+
+    id: int
+    failure: Failed | None = None
 
 
 class Token(msgspec.Struct, frozen=True, array_like=True):
@@ -259,8 +283,8 @@ class Beat(msgspec.Struct, frozen=True, tag="beat"):
     """The engine process is alive, though it may be busy with a long step."""
 
 
-ToEngine = EngineRequest | Abort
-FromEngine = StepOutput | Stage | Ready | Failed | Beat
+ToEngine = EngineRequest | Abort | LoadAdapter | UnloadAdapter
+FromEngine = StepOutput | Stage | Ready | Failed | Beat | AdapterReply
 
 
 def validate(request: EngineRequest, limits: Limits) -> None:

@@ -12,6 +12,7 @@ from penstock.formats import FORMATS, Format
 from penstock.formats.dense import Linear
 from penstock.hub.checkpoint import TensorEntry
 from penstock.kernels.rotary import Rotary
+from penstock.models.adapted import adapted
 from penstock.models.config import DecoderConfig, WeightMap
 from penstock.models.inputs import KVCache, StepInputs
 from penstock.models.mlp import Mlp
@@ -64,6 +65,8 @@ class Decoder:
             if watch is not None:
                 watch(i, x)
             wanted = step.wanted if i == last else None
+            if step.adapters is not None:
+                layer = adapted(layer, i, step.adapters, wanted)
             h = x if layer.attention_norm is None else layer.attention_norm(x)
             mixed = layer.attention(h, turns[self._turn_of[i]], step, wanted, cache[i])
             if len(mixed) == 0:  # the middle of a prompt: keys and values were all

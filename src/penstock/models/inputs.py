@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from penstock.kernels.attention import RunGroup
+from penstock.models.lora import RowAdapters
 
 KVCache = list[tuple[Tensor, Tensor]]  # per layer keys and values, [blocks, kv_heads, block_size, head_width]
 
@@ -26,7 +27,7 @@ class StepInputs:
     ids, positions: [T] each token and its place in its sequence. spans: [T] or None, see Rotary. slots: [T] where its
     key and value go in the cache. groups: the cached blocks that each run attends to, in the order of the rows. wanted:
     None where every row is. A prompt's other rows are there for their keys and values alone, so the last layer does
-    nothing else for them.
+    nothing else for them. adapters: None where no row has one.
     """
 
     ids: Tensor
@@ -35,3 +36,4 @@ class StepInputs:
     slots: Tensor
     groups: list[RunGroup]
     wanted: Wanted | None = None
+    adapters: RowAdapters | None = None
