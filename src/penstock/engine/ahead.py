@@ -101,7 +101,9 @@ class AheadLoop(EngineLoop):
         since = time.perf_counter()
         near = {run.sequence for run in runs if run.reaches_end and self._chooses_there(run.sequence)}
         flight = self._runner.launch(runs, near, self._scheduler.running)
-        work = self.cost.step([(run.length, run.sequence.computed) for run in runs], len(flight.near) + len(flight.far))
+        work = self.cost.step(
+            [(run.length, run.sequence.computed, 0) for run in runs], len(flight.near) + len(flight.far)
+        )
         for run in runs:
             s = run.sequence
             self.stats.prompt_tokens += max(0, min(run.length, s.prompt_length - s.computed))
