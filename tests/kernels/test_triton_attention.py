@@ -12,6 +12,8 @@ pytest.importorskip("triton", reason="Triton has no wheel for this machine")
 from penstock.kernels.attention import PagedBatch
 from penstock.kernels.triton.attention import paged_attention
 
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy, of infinities that are meant
+
 
 @pytest.mark.parametrize("seed", range(12))
 def test_attention_equals_its_twin(seed: int) -> None:

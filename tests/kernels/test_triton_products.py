@@ -11,6 +11,8 @@ pytest.importorskip("triton", reason="Triton has no wheel for this machine")
 
 from penstock.kernels.triton import product
 
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy, of infinities that are meant
+
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 40])
 @pytest.mark.parametrize("form", ["bf16", "fp8", "int8", "int4"])

@@ -13,6 +13,8 @@ from penstock.kernels.sampling import DrawRule
 from penstock.kernels.triton.sampler import draw
 from tests.kernels import triton_twins as twins
 
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy, of infinities that are meant
+
 
 @pytest.mark.parametrize(("vocab", "spread"), [(7, 1.0), (4096, 2.0), (5000, 6.0), (9000, 0.01)])
 def test_draws_are_the_processors(vocab: int, spread: float) -> None:

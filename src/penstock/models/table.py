@@ -25,7 +25,8 @@ config.json sets otherwise (biases, windows, norms, rope scaling, tied heads, he
 
 def families_table() -> str:
     """The page as Markdown."""
-    quantized = " or ".join(name for name in FORMATS if name != "none")
+    *names, last = (name for name in FORMATS if name != "none")
+    quantized = f"{', '.join(names)} or {last}"
     rows = [_row(name) for name in sorted(FAMILIES)]
     return _HEAD.format(formats=quantized) + "\n".join(rows) + "\n"
 
