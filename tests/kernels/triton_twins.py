@@ -21,6 +21,7 @@ from penstock.kernels.norms import ACTIVATIONS, quantize_rows
 from penstock.kernels.sampling import DrawRule, draw_plainly, inverted, restrict_plainly
 from penstock.kernels.triton.sampler import SamplerRules
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where the tests compute: a card, or the interpreter
 BFLOAT16 = {"atol": 2e-2, "rtol": 2e-2}
 EXACT = {"atol": 5e-5, "rtol": 5e-5}
 
