@@ -46,7 +46,7 @@ RULES = [
     ({"top_n_tokens": 6}, "`top_n_tokens` must be >= 0 and <= 5. Given: 6"),
     ({"truncate": 0}, "`truncate` must be strictly positive and less than 511. Given: 0"),
     ({"truncate": 512}, "`truncate` must be strictly positive and less than 511. Given: 512"),
-    ({"adapter_id": "x"}, "`adapter_id` is not supported: this server has no adapters"),
+    ({"adapter_id": "x"}, "`adapter_id`: there is no adapter `x` here. Adapters: none"),
     ({"temperature": 1e308}, "`temperature` must be a finite number"),
 ]
 
@@ -254,7 +254,7 @@ EXTREMES = [None, True, "1", [], {}, -1, 0, 1, 2**31, 2**63, 2**64, 1e-320, 1e30
 FIELDS = [
     "best_of", "temperature", "repetition_penalty", "frequency_penalty", "top_k", "top_p", "typical_p", "do_sample",
     "return_full_text", "stop", "truncate", "watermark", "details", "decoder_input_details", "seed", "top_n_tokens",
-    "grammar", "adapter_id", "max_new_tokens",
+    "grammar", "adapter_id", "max_new_tokens", "deterministic",
 ]  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from penstock.cli.options import (
     FiniteFloat,
     PortRange,
     Whole,
+    adapter_options,
     engine_options,
     source_options,
     stack,
@@ -111,6 +112,12 @@ patience_options = stack(
 
 model_options = stack(
     click.option(
+        "--lora-adapters",
+        metavar="NAME=SOURCE,...",
+        help="LoRA adapters to serve, by name; SOURCE is a folder or ORG/NAME[@REVISION].",
+    ),
+    adapter_options,
+    click.option(
         "--chat-template", metavar="FILE", help="A jinja chat template, or a tokenizer_config.json, over the model's."
     ),
     click.option(
@@ -146,6 +153,7 @@ def serve(model: str | None, **options: Any) -> int:
         options["revision"] = None
     _check(options)
     from penstock.engine.config import EngineConfig
+    from penstock.hub.adapters import parse_adapters
     from penstock.server.config import ServeConfig
     from penstock.server.launch import serve as run
 
@@ -155,6 +163,7 @@ def serve(model: str | None, **options: Any) -> int:
         "quantize": weight_format(options["quantize"]),
         "model_path": "",
         "model_name": options["served_model_name"] or name,
+        "adapters": parse_adapters(options["lora_adapters"] or ""),
     }
     http["batch_dir"] = _batch_dir(options["batch_dir"])
     config = ServeConfig(

@@ -36,12 +36,10 @@ TGI_ENVIRONMENT = {
 
 # Flags that would change the answers, and cannot yet: the reason, and what to do.
 _REFUSED = {
-    "lora_adapters": ("adapters come in a later version", "Merge the adapter into its base model"),
     "ngrok": ("TGI's own is dead, and a tunnel through a company is not safe", "Use ssh -N -L"),
 }
 _WITHOUT_EFFECT = {
     "speculate": "there is no speculation yet; the answers are the same without",
-    "kv_cache_dtype": "the KV cache has the dtype of the weights",
     "num_shard": "one process runs the model, on all of its memory",
     "sharded": "one process runs the model, on all of its memory",
     "trust_remote_code": "Penstock never runs code from a model's repository",
@@ -52,8 +50,6 @@ _WITHOUT_EFFECT = {
     "master_addr": "one process runs the model",
     "master_port": "one process runs the model",
     "disable_custom_kernels": "there are none to disable",
-    "cuda_memory_fraction": "this version computes on the CPU; --memory-fraction is for any memory",
-    "cuda_graphs": "this version computes on the CPU",
     "usage_stats": "Penstock sends nothing to anybody",
     "env": "`penstock doctor` tells about the machine",
     "ngrok_authtoken": "there is no ngrok",
@@ -67,7 +63,6 @@ def _hidden(flag: str, **settings: Any) -> Any:
 
 _FLAGS = ("ngrok", "trust_remote_code", "disable_custom_kernels")
 _TYPES: dict[str, Any] = {
-    "kv_cache_dtype": click.Choice(["fp8_e4m3fn", "fp8_e5m2"]),
     "usage_stats": click.Choice(["on", "off", "no-stack"]),
     "num_shard": click.IntRange(1),
     "sharded": bool,
@@ -76,7 +71,6 @@ _TYPES: dict[str, Any] = {
     "max_waiting_tokens": click.IntRange(0),
     "prometheus_port": click.IntRange(0, 65535),
     "master_port": click.IntRange(0),
-    "cuda_memory_fraction": float,
 }
 
 

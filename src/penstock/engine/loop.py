@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from penstock.devices.cuda import choose_device
 from penstock.engine import sampler
 from penstock.engine.block_pool import BlockPool
 from penstock.engine.config import EngineConfig
@@ -42,6 +43,7 @@ log = logging.getLogger("penstock.engine")
 _MAX_FAILURES = 3  # failed steps in a row before the engine gives up
 _PATIENCE, _PATIENCE_SHARE = 0.002, 0.2  # seconds that a step waits for late masks, and the share of its own time
 _NAP = 0.01  # seconds to sleep where every sequence waits for its grammar
+FAILED = "the model failed while computing this request"
 _NOT_NUMBERS = "the model's scores are not numbers; are its weights damaged?"
 
 
@@ -51,6 +53,7 @@ class EngineLoop:
     def __init__(self, model: LoadedModel, config: EngineConfig) -> None:
         self.limits = model.limits
         self._decoder, self._cache, self.cost = model.decoder, model.cache, model.cost
+        self.adapters = model.adapters
         self._pool = BlockPool(model.limits.num_blocks, model.limits.block_size)
         self._scheduler = Scheduler(
             self._pool,
@@ -73,7 +76,12 @@ class EngineLoop:
 
     @classmethod
     def load(cls, config: EngineConfig, on_stage: Callable[[Stage], None] = lambda stage: None) -> EngineLoop:
-        """Load a model and run one token through it. Raises PenstockError."""
+        """Load a model onto its device and run one token through it. Raises PenstockError."""
+        device = choose_device(config.device)
+        if device.type != "cpu":
+            from penstock.engine.gpu import load_on_gpu
+
+            return load_on_gpu(config, device, on_stage)
         loop = cls(load_model(config, on_stage), config)
         since = time.perf_counter()
         loop.warm()
@@ -94,12 +102,17 @@ class EngineLoop:
     def has_work(self) -> bool:
         return bool(self._sequences)
 
+    def prepare(self) -> bool:
+        """Use a moment without requests for what will speed up later ones. Returns whether there is more of that."""
+        return False
+
     def add(self, request: EngineRequest) -> None:
         """Queue a request. Raises InvalidRequest, and nothing else, for one that cannot run."""
         if request.id in self._sequences:
             raise InvalidRequest(f"a request with id {request.id} is already running")
         validate(request, self.limits)
-        sequence = Sequence.of(request, next(self._numbers), self._nonce, self._span_rope, self._eos)
+        adapter = None if request.adapter is None else self.adapters.find(request.adapter)
+        sequence = Sequence.of(request, next(self._numbers), self._nonce, self._span_rope, self._eos, adapter)
         if request.embed is not None:
             sequence.states = PromptStates(request.embed, self.limits.num_layers)
         self._sequences[request.id] = sequence
@@ -136,7 +149,7 @@ class EngineLoop:
             self._failures += 1
             log.exception("a step of %d sequences failed", len(runs))
             hit = dict.fromkeys([run.sequence for run in runs] + self._held.sequences())
-            outputs += [self._fail(sequence, "the model failed while computing this request") for sequence in hit]
+            outputs += [self._fail(s, FAILED) for s in hit if self._sequences.get(s.id) is s]
             if self._failures >= _MAX_FAILURES:
                 raise RuntimeError(f"{_MAX_FAILURES} steps in a row failed") from error
         self.stats.steps += bool(runs)
@@ -306,8 +319,8 @@ class EngineLoop:
         masked part of a product."""
         for block in self._pool.forget(sequence.blocks):
             for keys, values in self._cache:
-                keys[block] = 0
-                values[block] = 0
+                keys[block].zero_()
+                values[block].zero_()
 
     def _fail(self, sequence: Sequence, text: str, invalid: bool = False) -> SequenceOutput:
         """End a sequence with an error. invalid: its own request is at fault."""

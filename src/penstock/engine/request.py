@@ -109,6 +109,8 @@ class EngineRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="genera
     grammar: Grammar | None = None
     embed: Embed | None = None
     priority: int = 0  # lower runs first
+    deterministic: bool = False  # bit-identical in any batch: its steps are its own, and so are its cached blocks
+    adapter: str | None = None  # the LoRA adapter that the model computes with, by its name
     salt: bytes = b""  # prefix cache is shared only between requests of equal salt (one per API key)
 
     @property
@@ -121,6 +123,29 @@ class Abort(msgspec.Struct, frozen=True, tag="abort"):
     """Forget a request: its blocks return at the next step, nothing more is sent for it."""
 
     id: int
+
+
+class LoadAdapter(msgspec.Struct, frozen=True, omit_defaults=True, tag="load_adapter"):
+    """Load a LoRA adapter under a name, from a folder. replace: in the place of one that has the name."""
+
+    id: int
+    name: str
+    folder: str
+    replace: bool = False
+
+
+class UnloadAdapter(msgspec.Struct, frozen=True, tag="unload_adapter"):
+    """Forget an adapter. Requests that run on it finish with it; its memory returns with the last of them."""
+
+    id: int
+    name: str
+
+
+class AdapterReply(msgspec.Struct, frozen=True, omit_defaults=True, tag="adapter"):
+    """How a LoadAdapter or an UnloadAdapter went; failure: None where it went well."""
+
+    id: int
+    failure: Failed | None = None
 
 
 class Token(msgspec.Struct, frozen=True, array_like=True):
@@ -236,6 +261,7 @@ class Limits(msgspec.Struct, frozen=True):
     dtype: str
     num_layers: int = 0  # hidden states are numbered from 0 to this
     hidden_size: int = 0  # numbers in each
+    device: str = "cpu"  # as torch names it
     weight_size: float = 2.0  # bytes of one weight of a matrix as it is stored
 
 
@@ -258,8 +284,8 @@ class Beat(msgspec.Struct, frozen=True, tag="beat"):
     """The engine process is alive, though it may be busy with a long step."""
 
 
-ToEngine = EngineRequest | Abort
-FromEngine = StepOutput | Stage | Ready | Failed | Beat
+ToEngine = EngineRequest | Abort | LoadAdapter | UnloadAdapter
+FromEngine = StepOutput | Stage | Ready | Failed | Beat | AdapterReply
 
 
 def validate(request: EngineRequest, limits: Limits) -> None:

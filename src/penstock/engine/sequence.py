@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from penstock.engine.adapters import LoadedAdapter
 from penstock.engine.block_pool import BlockPool, block_key, root_key
 from penstock.engine.grammar import Cursor
 from penstock.engine.request import EngineRequest
@@ -26,6 +27,7 @@ class Sequence:
     arrival: float
     number: int  # order of arrival, breaks ties
     computed: int = 0
+    ahead: int = 0  # tokens behind `ids` that were chosen, or will be by a step under way, and are not known here yet
     blocks: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)  # of the full blocks of `ids`, grown on demand
     published: int = 0  # blocks already offered to the prefix index
@@ -37,6 +39,7 @@ class Sequence:
     ends: frozenset[int] = frozenset()  # tokens that end it
     bare: bool = False  # the raw scores decide alone, and nothing is told of them
     cursor: Cursor | None = None  # where it is in its grammar
+    adapter: LoadedAdapter | None = None
 
     @classmethod
     def of(
@@ -46,6 +49,7 @@ class Sequence:
         nonce: bytes,
         rope: RopeConfig | None,
         eos_ids: frozenset[int] = frozenset(),
+        adapter: LoadedAdapter | None = None,
     ) -> Sequence:
         """nonce: random per process, so that block keys cannot be guessed from outside.
 
@@ -55,10 +59,14 @@ class Sequence:
         n = len(request.prompt_ids)
         far = rope is not None and rope.span_limit is not None and n > rope.span_limit
         mark = 0 if rope is None or not far else n if rope.kind == "dynamic" else 1
-        root = root_key(nonce, request.salt, mark.to_bytes(8, "little"))
+        adapted = b"" if adapter is None else adapter.key
+        root = root_key(nonce, request.salt, mark.to_bytes(8, "little"), adapted)
+        if request.deterministic:  # what others computed is not the same to the last bit
+            root = root_key(root, number.to_bytes(8, "little"))
         ends = frozenset(request.stop_ids) if request.ignore_eos else eos_ids | frozenset(request.stop_ids)
         bare = request.sampling.plain and not request.logprobs and not request.top_n_tokens
-        return cls(request, root, n, list(request.prompt_ids), n, time.monotonic(), number, ends=ends, bare=bare)
+        given = list(request.prompt_ids)
+        return cls(request, root, n, given, n, time.monotonic(), number, ends=ends, bare=bare, adapter=adapter)
 
     @property
     def id(self) -> int:
@@ -75,8 +83,8 @@ class Sequence:
 
     @property
     def pending(self) -> int:
-        """Known tokens that are not computed yet: 1 while decoding."""
-        return len(self.ids) - self.computed
+        """Tokens that are not computed yet: 1 while decoding."""
+        return len(self.ids) + self.ahead - self.computed
 
     @property
     def reads_prompt(self) -> bool:

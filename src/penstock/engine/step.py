@@ -11,6 +11,7 @@ import torch
 from penstock.engine.scheduler import Run
 from penstock.kernels.attention import RunGroup
 from penstock.models.inputs import StepInputs, Wanted
+from penstock.models.lora import Adapter, RowAdapters
 
 GATHERED = 2**15  # cached tokens that one group of several runs gathers at most
 _WORTHWHILE = 1.5  # rows of a step to those that are wanted, from where on the last layer leaves the others out
@@ -75,8 +76,20 @@ def build_step(runs: list[Run], block_size: int, with_spans: bool) -> Step:
         slots=torch.tensor(slots),
         groups=list(_groups([piece for _run, pieces in cut for piece in pieces], block_size)),
         wanted=wanted,
+        adapters=row_adapters(runs),
     )
     return Step(runs, inputs, last_rows, ending, ending_rows, read)
+
+
+def row_adapters(runs: list[Run], device: torch.device | None = None) -> RowAdapters | None:
+    """Whose rows are whose; None where no run has an adapter."""
+    places: dict[Adapter, int] = {}
+    owners: list[int] = []
+    for run in runs:
+        adapter = run.sequence.adapter
+        owner = -1 if adapter is None else places.setdefault(adapter.weights, len(places))
+        owners += [owner] * run.length
+    return RowAdapters(tuple(places), torch.tensor(owners, device=device)) if places else None
 
 
 class _Piece(NamedTuple):

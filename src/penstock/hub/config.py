@@ -73,7 +73,7 @@ def _not_a_model(folder: Path, names: list[str]) -> ModelError:
         return ModelError(
             what,
             "It is a LoRA adapter: a change to a model.",
-            "Give the base model; adapters come in a later version.",
+            f"Give its base model: penstock serve BASE --lora-adapters NAME={folder}",
         )
     gguf = [n for n in names if n.lower().endswith(".gguf")]
     if gguf:

@@ -29,6 +29,7 @@ from penstock.hub.transfer import Meter, RemoteFile, fetch, verify
 ALLOW = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 PICKLES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 IGNORE = ["*/*", "adapter_*", "*.bin.index.json"]  # fnmatch: `*/*` is everything in subfolders
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")  # of a LoRA adapter
 CONNECT_SECONDS = 6.0  # one connection attempt
 ANSWER_SECONDS = 15.0  # everything until the hub has described the model, name lookup included
 LINE_SECONDS = 15.0  # between lines of progress
@@ -65,11 +66,13 @@ def download_snapshot(
     to: Path | None = None,
     token: str | None = None,
     pickles: bool = False,
+    adapter: bool = False,
     only: str | None = None,
     show: Callable[[Meter], None] | None = None,
 ) -> Downloaded:
-    """As `download`, with the sums. to: a folder for plain files instead of the cache; token: instead of the stored
-    one; only: one file of the repository (a GGUF); show: called a few times a second with the state."""
+    """As `download`, with the sums. adapter: of a LoRA adapter; to: a folder for plain files instead of the cache;
+    token: instead of the stored one; only: one file of the repository (a GGUF); show: called a few times a second with
+    the state."""
     from huggingface_hub import HfApi, hf_hub_url  # 150 ms: only when the network is really needed
     from huggingface_hub.utils import build_hf_headers, get_session
 
@@ -77,7 +80,8 @@ def download_snapshot(
     since = time.monotonic()
     try:
         commit, listed = _within(ANSWER_SECONDS, lambda: _list(api, name, revision))
-        files = [listed[file] for file in _needed(name, {n: f.size for n, f in listed.items()}, pickles, only)]
+        sizes = {n: f.size for n, f in listed.items()}
+        files = [listed[n] for n in (_of_adapter(name, sizes) if adapter else _needed(name, sizes, pickles, only))]
         total = sum(file.size for file in files)
         store = FolderStore(to) if to is not None else CacheStore(name)
         store.check()
@@ -121,6 +125,8 @@ def _needed(name: str, sizes: dict[str, int], pickles: bool, only: str | None) -
             near = [file for file in sizes if file.endswith(".gguf")][:4]
             raise ModelError(f"{name} has no file {only[:80]!r}.", f"It has {', '.join(near)}." if near else "")
         return [only]
+    if not pickles and _is_adapter(sizes):
+        return list(ADAPTER)
     allow = [*ALLOW[:1], *ALLOW[2:], *PICKLES] if pickles else ALLOW
     ignore = ["*/*"] if pickles else _check_usable(name, sizes)
     return [
@@ -130,6 +136,19 @@ def _needed(name: str, sizes: dict[str, int], pickles: bool, only: str | None) -
         and not any(fnmatch.fnmatchcase(file, p) for p in ignore)
         and not file.startswith(".")
     ]
+
+
+def _is_adapter(sizes: dict[str, int]) -> bool:
+    """Whether a repository holds a LoRA adapter and no model."""
+    return "config.json" not in sizes and all(file in sizes for file in ADAPTER)
+
+
+def _of_adapter(name: str, sizes: dict[str, int]) -> list[str]:
+    """The files of a LoRA adapter. Raises ModelError where there is none."""
+    for file in ADAPTER:
+        if file not in sizes:
+            raise ModelError(f"{name} is no LoRA adapter that can be loaded.", f"It has no {file}.")
+    return list(ADAPTER)
 
 
 def _bring(
@@ -251,7 +270,7 @@ def _check_usable(name: str, files: dict[str, int]) -> list[str]:
         why = "It holds GGUF files; one of them is enough."
         hint = f"Fetch one, for example with `penstock download {name} --file {file} --to .`, and give the file."
     elif "adapter_config.json" in top:
-        why = "It is a LoRA adapter; give its base model."
+        why = f"It is a LoRA adapter without {ADAPTER[1]}."
     elif any(file.endswith((".bin", ".pt", ".pth")) for file in files):
         why = "It holds only .bin or .pt weights: pickles, which can run code when read, so they are never loaded."
         if any(file.startswith("pytorch_model") for file in top):

@@ -49,7 +49,7 @@ def resolve(name: str, revision: str | None = None, *, offline: bool | None = No
         read_config(path)
         return Snapshot(path, DEMO, None)
     folder = _as_path(name)
-    if name and _is_folder(folder):
+    if name and is_folder(folder):
         if revision is not None:
             raise UsageError(f"{name} is a folder, so a revision means nothing.", "", "Leave the revision out.")
         return Snapshot(_readable(folder), name, None)
@@ -96,6 +96,13 @@ def hub_source(name: str, revision: str | None) -> tuple[str, str | None]:
     return hub_name, revision
 
 
+def hub_name_of(name: str) -> tuple[str, str | None]:
+    """ORG/NAME[@REVISION] as (name, revision). Raises ModelError for what cannot be one."""
+    hub_name, revision = _split(name, None)
+    _check_hub_name(hub_name)
+    return hub_name, revision
+
+
 def _check_hub_name(name: str) -> None:
     if not _HUB_NAME.fullmatch(name) or ".." in name or "--" in name or name.endswith(".git"):
         raise unknown(
@@ -109,7 +116,7 @@ def resolve_pickles(name: str, revision: str | None = None, *, offline: bool | N
     Raises as `resolve` does.
     """
     folder = _as_path(name)
-    if name and _is_folder(folder):
+    if name and is_folder(folder):
         return folder.resolve()
     listed = catalogue.find(name)
     hub_name, revision = _split(listed.model if listed else name, revision or (listed.revision if listed else None))
@@ -235,7 +242,8 @@ def _is_there(path: Path) -> bool:
         return False
 
 
-def _is_folder(path: Path) -> bool:
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder; false too for what no path can be."""
     try:
         return path.is_dir()
     except (OSError, ValueError):  # too long a name, a NUL byte

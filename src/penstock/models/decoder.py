@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 
 import torch
 from torch import Tensor
@@ -12,10 +13,12 @@ from penstock.formats import FORMATS, Format
 from penstock.formats.dense import Linear
 from penstock.hub.checkpoint import TensorEntry
 from penstock.kernels.rotary import Rotary
+from penstock.models.adapted import adapted
 from penstock.models.config import DecoderConfig, WeightMap
 from penstock.models.inputs import KVCache, StepInputs
 from penstock.models.mlp import Mlp
 from penstock.models.norms import Norm
+from penstock.models.tensors import CPU
 from penstock.models.weights import DecoderWeights, LayerWeights, load_decoder
 
 
@@ -25,7 +28,10 @@ class Decoder:
     def __init__(self, config: DecoderConfig, weights: DecoderWeights, dtype: torch.dtype, positions: int) -> None:
         self.config, self.weights, self.dtype = config, weights, dtype
         ropes = list(dict.fromkeys(config.ropes))
-        self._rotaries = [Rotary(rope, config.head_width, config.head_dim, positions, dtype) for rope in ropes]
+        self.device = weights.embedding.device
+        self._rotaries = [
+            Rotary(rope, config.head_width, config.head_dim, positions, dtype, self.device) for rope in ropes
+        ]
         self._turn_of = [ropes.index(rope) for rope in config.ropes]  # for each layer
         self._multiplier = float(torch.tensor(config.embedding_multiplier, dtype=dtype))
 
@@ -38,16 +44,25 @@ class Decoder:
         dtype: torch.dtype,
         positions: int,
         form: Format = FORMATS["none"],
+        device: torch.device = CPU,
     ) -> Decoder:
         """Read the tensors of a checkpoint; without entries take random ones.
 
-        positions: the longest context that will be asked for.
+        positions: the longest context that will be asked for. device: where the weights will be.
         """
-        return cls(config, load_decoder(entries, config, names, dtype, form, positions), dtype, positions)
+        return cls(config, load_decoder(entries, config, names, dtype, form, positions, device), dtype, positions)
 
-    def new_cache(self, num_blocks: int, block_size: int) -> KVCache:
-        """An empty cache. Zeroed, because stale infinities would poison the padding of attention."""
+    def new_cache(self, num_blocks: int, block_size: int, dtype: torch.dtype | None = None) -> KVCache:
+        """An empty cache beside the weights, of their type unless `dtype` says another. Zeroed, because stale
+        infinities would poison the padding of attention."""
         shape = (num_blocks, self.config.num_kv_heads, block_size, self.config.head_width)
+        dtype = dtype or self.dtype
+        if self.device.type != "cpu" or dtype.itemsize == 1:  # one piece, so that nothing is lost between its parts
+            layers = self.config.num_layers
+            size = 2 * layers * prod(shape) * dtype.itemsize
+            whole = torch.zeros(size, dtype=torch.uint8, device=self.device).view(dtype)
+            keys, values = whole.view(2, layers, *shape).unbind()
+            return list(zip(keys.unbind(), values.unbind(), strict=True))
         return [
             (zeros_on_demand(shape, self.dtype, huge=True), zeros_on_demand(shape, self.dtype, huge=True))
             for _ in range(self.config.num_layers)
@@ -63,6 +78,8 @@ class Decoder:
             if watch is not None:
                 watch(i, x)
             wanted = step.wanted if i == last else None
+            if step.adapters is not None:
+                layer = adapted(layer, i, step.adapters, wanted)
             h = x if layer.attention_norm is None else layer.attention_norm(x)
             mixed = layer.attention(h, turns[self._turn_of[i]], step, wanted, cache[i])
             if len(mixed) == 0:  # the middle of a prompt: keys and values were all

@@ -14,9 +14,10 @@ _HEAD = """# Families of models
 Made by `python -m penstock.models.table` from `src/penstock/models/families/`; a test holds it to that.
 
 Every decoder-only model below runs on one decoder, in float32, bfloat16 and float16, with its matrices as they are
-or in {formats} (`--quantize`). Greedy float32 output is token-exact against `transformers`, whatever the batch, the
-chunks of a prompt, the prefix cache and the preemptions. What a row says is the family's usual configuration; what
-config.json sets otherwise (biases, windows, norms, rope scaling, tied heads, head sizes) is followed.
+or in {formats} (`--quantize`), and with [LoRA adapters](../how-to/adapters.md) on any matrix of a layer. Greedy float32
+output is token-exact against `transformers`, whatever the batch, the chunks of a prompt, the prefix cache and the
+preemptions. What a row says is the family's usual configuration; what config.json sets otherwise (biases, windows,
+norms, rope scaling, tied heads, head sizes) is followed.
 
 | model_type | models | positions | norms | residual | attention | MLP |
 |---|---|---|---|---|---|---|

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from penstock.formats import Format
-from penstock.formats.dense import Linear
+from penstock.formats.dense import Linear, Plain
 from penstock.hub.checkpoint import TensorEntry
 from penstock.kernels.attention import alibi_table
 from penstock.models.attention import Attention
@@ -18,7 +18,7 @@ from penstock.models.experts import Experts
 from penstock.models.mlp import GatedMlp, Mlp, PlainMlp
 from penstock.models.norms import Norm
 from penstock.models.source import Source
-from penstock.models.tensors import RandomReader, TensorReader
+from penstock.models.tensors import CPU, RandomReader, TensorReader
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,14 @@ def load_decoder(
     dtype: torch.dtype,
     form: Format,
     positions: int,
+    device: torch.device = CPU,
 ) -> DecoderWeights:
     """Read and pack every tensor of the decoder. Raises ModelError for what does not fit.
 
     entries: of the checkpoint, or None for random weights. dtype: what is computed in; form: how the matrices are
-    stored; positions: the longest context.
+    stored; positions: the longest context; device: where all of it will be.
     """
-    read = RandomReader(dtype) if entries is None else TensorReader(entries, dtype)
+    read = RandomReader(dtype, device) if entries is None else TensorReader(entries, dtype, device)
     source = Source(read, config, names.found_in(entries or ()), form)
     return _Loader(source, positions).decoder()
 
@@ -77,7 +78,8 @@ class _Loader:
         self.alibi = None
         if self.config.alibi is not None:
             half = self.config.alibi == "half"
-            self.alibi = alibi_table(self.config.num_heads, positions, self.config.scale(0) if half else 1.0, half)
+            table = alibi_table(self.config.num_heads, positions, self.config.scale(0) if half else 1.0, half)
+            self.alibi = table.to(self.read.device)
 
     def decoder(self) -> DecoderWeights:
         c, names, base = self.config, self.names, self.names.base
@@ -164,10 +166,10 @@ class _Loader:
             parts = names.shared_gate, names.shared_up, names.shared_gate_up, names.shared_down
             shared = self.gated(prefix, *parts, e.shared_size)
         if e.shared_gate:
-            shared_gate = self.read(f"{prefix}{names.shared_expert_gate}.weight", (1, hidden))
+            shared_gate = Plain(self.read(f"{prefix}{names.shared_expert_gate}.weight", (1, hidden)), None)
         return Experts(
             config=e,
-            router=self.read(f"{prefix}{names.router}.weight", (e.count, hidden)),
+            router=Plain(self.read(f"{prefix}{names.router}.weight", (e.count, hidden)), None),
             correction=self.read(correction, (e.count,)) if correction in self.read else None,
             experts=[self.expert(prefix, i, e) for i in range(e.count)],
             shared=shared,

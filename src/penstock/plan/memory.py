@@ -7,26 +7,34 @@ from dataclasses import dataclass
 from penstock.errors import ResourceError
 
 GIB = 2**30
+CARD_MARGIN = 2**28  # of a GPU's memory: what drivers and allocators round up
 
 
 @dataclass(frozen=True)
 class Footprint:
     """What a model takes. kv_per_token: keys and values of one token over all layers; step: the largest step's
-    intermediate results."""
+    intermediate results; adapters: those that are loaded with it."""
 
     weights: int
     kv_per_token: int
     step: int
+    adapters: int = 0
+
+    @property
+    def fixed(self) -> int:
+        """All but keys and values."""
+        return self.weights + self.adapters + self.step
 
 
 @dataclass(frozen=True)
 class KVPlan:
-    """How the cache is cut: blocks of block_size tokens."""
+    """How the cache is cut: blocks of block_size tokens. spare: bytes that nothing is planned for."""
 
     num_blocks: int
     block_size: int
     kv_bytes: int
     reason: str
+    spare: int
 
 
 def human(n: float) -> str:
@@ -53,7 +61,7 @@ def plan_kv(
     quarter of the memory beyond what one longest sequence takes. Raises ResourceError when it does not fit.
     """
     usable = int(available * fraction)
-    room = usable - footprint.weights - footprint.step
+    room = usable - footprint.fixed
     block = footprint.kv_per_token * block_size
     least = -(-total_tokens // block_size)
     if asked_tokens is not None:
@@ -70,20 +78,63 @@ def plan_kv(
             reason = f"{rows} x {total_tokens} tokens"
         else:
             reason = "one longest sequence" if blocks == least else "a quarter of the free memory"
-    need = footprint.weights + footprint.step + blocks * block
+    need = footprint.fixed + blocks * block
     if need > usable:
         raise ResourceError(
             f"too little memory: need {human(need)}, have {human(usable)} "
             f"({fraction:.0%} of the {human(available)} that are free)",
             f"weights {human(footprint.weights)} + KV of {blocks * block_size} tokens {human(blocks * block)} "
-            f"+ step {human(footprint.step)}",
+            f"+ step {human(footprint.step)}"
+            + (f" + adapters {human(footprint.adapters)} (--max-adapter-bytes)" if footprint.adapters else ""),
             "try --max-total-tokens or --max-batch-total-tokens (smaller), --dtype bfloat16, "
             "or --max-batch-prefill-tokens (smaller)",
         )
-    return KVPlan(blocks, block_size, blocks * block, reason)
+    return KVPlan(blocks, block_size, blocks * block, reason, usable - need)
+
+
+@dataclass(frozen=True)
+class CardMemory:
+    """What was measured on a GPU once the weights lie there and one largest step has run; bytes.
+
+    total: of the card; free: that nobody holds now; held: by this process, weights and all, without the step's
+    intermediate results; step: those, at their most; graphs: what captured steps will take beyond.
+    """
+
+    total: int
+    free: int
+    held: int
+    step: int
+    graphs: int
+
+
+def plan_card(
+    card: CardMemory, fraction: float, kv_per_token: int, block_size: int, kv_bytes: int | None, tokens: int | None
+) -> KVPlan:
+    """Decide the number of KV blocks on a GPU from what is really free.
+
+    fraction: of the whole card that this process may hold. kv_bytes, tokens: what the user asked for, or None: then all
+    that is left. Other processes keep what they have. Raises ResourceError when it does not fit.
+    """
+    reserve = card.step + card.step // 10 + card.graphs + CARD_MARGIN
+    room = min(int(card.total * fraction) - card.held, card.free) - reserve
+    block = kv_per_token * block_size
+    if tokens is not None:
+        blocks, reason = tokens // block_size, "--max-batch-total-tokens"
+    elif kv_bytes is not None:
+        blocks, reason = kv_bytes // block, "--kv-cache-gib"
+    else:
+        blocks, reason = max(0, room) // block, "all that is left"
+    if blocks < 1 or blocks * block > room:
+        raise ResourceError(
+            f"too little memory on the GPU: KV of {human(max(blocks, 1) * block)}, room for {human(max(room, 0))}",
+            f"of {human(card.total)} {human(card.free)} are free; this server holds {human(card.held)} and keeps "
+            f"{human(reserve)} for its steps; it may take {fraction:.0%} (--cuda-memory-fraction)",
+            "try --quantize fp8, --kv-cache-dtype fp8_e4m3fn, or a smaller --max-batch-size; end what else runs there",
+        )
+    return KVPlan(blocks, block_size, blocks * block, reason, room - blocks * block)
 
 
 def longest_that_fits(footprint: Footprint, available: int, fraction: float, block_size: int) -> int:
     """Tokens of the longest single sequence that the memory holds; 0 when not even the weights fit."""
-    room = int(available * fraction) - footprint.weights - footprint.step
+    room = int(available * fraction) - footprint.fixed
     return max(0, room // (footprint.kv_per_token * block_size)) * block_size

@@ -21,6 +21,7 @@ from penstock.devices.counters import EnergyMeter, disk_bytes
 from penstock.engine.client import EngineClient
 from penstock.engine.request import EngineStats, Stage
 from penstock.errors import ModelError, UsageError
+from penstock.hub.adapters import resolve_adapter
 from penstock.hub.snapshot import Snapshot, resolve
 from penstock.server import announce, launcher_log, listen
 from penstock.server.config import ServeConfig
@@ -62,7 +63,14 @@ def serve(config: ServeConfig, offline: bool | None = None, first_visitor: Visit
         if config.launcher:
             launcher_log.found(config, snapshot)
         listener.listen()
-        engine = msgspec.structs.replace(config.engine, model_path=str(snapshot.path), model_name=snapshot.name)
+        if config.name in config.engine.adapters:
+            raise UsageError(f"An adapter has the model's name, {config.name!r}.", hint="Give it another: NAME=FOLDER")
+        adapters = {
+            name: str(resolve_adapter(source, offline=offline)) for name, source in config.engine.adapters.items()
+        }
+        engine = msgspec.structs.replace(
+            config.engine, model_path=str(snapshot.path), model_name=snapshot.name, adapters=adapters
+        )
         config = msgspec.structs.replace(config, engine=engine)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
             return runner.run(Launch(config, snapshot, listener, began, first_visitor).run())
@@ -226,7 +234,7 @@ class Launch:
         from penstock.engine.report import RunReport
 
         seconds, joules = time.monotonic() - self._began, self._energy.joules()
-        limits = measure(self._config.engine.threads or usable_cores())
+        limits = measure(self._config.engine.threads or usable_cores(), device=self._engine.limits.device)
         flops = limits.flops_of(self._engine.limits.weight_size)
         report = RunReport.of(
             self._config.name, stats, self._stages, seconds, limits, flops, disk, joules, serving=True

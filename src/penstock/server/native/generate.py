@@ -65,7 +65,7 @@ class Native:
         house.metrics.requests.inc()
         count = rules.best_of(body.parameters, house.config)
         with house.permits.take(count):
-            order = rules.order(body, count, house.config, house.limits)
+            order = rules.order(body, count, house.config, house.limits, house.engine.adapters)
             request = await self._request(exchange, order)
             generations = [
                 self._generation(nth(request, n, house.engine.next_id()), order, arrived) for n in range(count)
@@ -80,7 +80,7 @@ class Native:
         house.metrics.requests.inc()
         rules.check_stream(body.parameters)
         with house.permits.take():
-            order = rules.order(body, 1, house.config, house.limits)
+            order = rules.order(body, 1, house.config, house.limits, house.engine.adapters)
             request = await self._request(exchange, order)
             generation = self._generation(request, order, arrived)
             with generation:
@@ -107,6 +107,8 @@ class Native:
             top_n_tokens=order.top_n_tokens,
             prompt_logprobs=order.prefill,
             grammar=None if order.grammar is None else await self._grammar(order.grammar, exchange.key_name),
+            deterministic=order.deterministic,
+            adapter=order.adapter,
             salt=exchange.salt,
         )
         house.check(request)

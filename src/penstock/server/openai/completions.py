@@ -40,6 +40,7 @@ class Job:
     count: int
     kept: int
     prompts: list[TextPrompt]
+    model: str
 
 
 class Completions:
@@ -74,6 +75,7 @@ class Completions:
                 count=count,
                 kept=body.n or 1,
                 prompts=prompts,
+                model=house.model_name(full.adapter),
             )
             if body.stream:
                 await self._stream(exchange, job, body.stream_options or StreamOptions())
@@ -120,7 +122,7 @@ class Completions:
                 id=identity,
                 created=created,
                 choices=choices,
-                model=self._house.config.name,
+                model=job.model,
                 system_fingerprint=FINGERPRINT,
             )
             if options.continuous_usage_stats or not choices:
@@ -164,7 +166,7 @@ class Completions:
         return wire.TextCompletion(
             id=_identity(),
             created=int(time.time()),
-            model=self._house.config.name,
+            model=job.model,
             system_fingerprint=FINGERPRINT,
             choices=choices,
             usage=usage(job),

@@ -14,6 +14,7 @@ from penstock.server.exchange import Exchange
 from penstock.server.f32 import rounded
 from penstock.server.generation import Generation, nth
 from penstock.server.house import House
+from penstock.server.openai.models import check_model
 from penstock.server.openai.wire import Sampled
 from penstock.server.refusal import invalid
 from penstock.text.stream import TextStream
@@ -40,6 +41,8 @@ class Order:
     stop_ids: list[int]
     min_new_tokens: int
     salt: bytes
+    deterministic: bool = False
+    adapter: str | None = None
     logprobs: bool = False
     top_n: int = 0
     prompt_top_n: int | None = None
@@ -63,6 +66,8 @@ class Order:
             stop_ids=self.stop_ids,
             grammar=self.grammar,
             priority=house.priority,
+            deterministic=self.deterministic,
+            adapter=self.adapter,
             salt=self.salt,
         )
         house.check(request)
@@ -88,7 +93,8 @@ class Order:
 
 
 def order(exchange: Exchange, house: House, body: Sampled, raw: bytes) -> Order:
-    """The checked order of a body. Raises Refusal 422 with the first rule that is broken."""
+    """The checked order of a body. Raises Refusal: 404 for a model that is not here, 422 with the first rule that is
+    broken."""
     for name in _RANGED:
         check_range(name, getattr(body, name, None), f"$.{name}", raw)
     stop = stops(body.stop, house.config.max_stop_sequences, "stop")
@@ -104,6 +110,8 @@ def order(exchange: Exchange, house: House, body: Sampled, raw: bytes) -> Order:
         stop_ids=body.stop_token_ids or [],
         min_new_tokens=body.min_tokens or 0,
         salt=_salt(exchange.salt, body.cache_salt),
+        deterministic=bool(body.deterministic),
+        adapter=check_model(body.model, house),
     )
 
 
@@ -148,8 +156,15 @@ def sampling(body: Sampled) -> Sampling:
         typical_p=typical_p,
         min_p=min_p,
         top_k=max(top_k, 0),
-        seed=secrets.randbits(64) if body.seed is None else body.seed,
+        seed=_seed(body),
     )
+
+
+def _seed(body: Sampled) -> int:
+    """The given one, or a random one; a deterministic request without one always has the same."""
+    if body.seed is not None:
+        return body.seed
+    return 0 if body.deterministic else secrets.randbits(64)
 
 
 def answers(body: Sampled, house: House, name: str = "n") -> int:
