@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.kernels import triton_twins as twins
-
 pytest.importorskip("triton", reason="Triton has no wheel for this machine")
 
 from penstock.kernels.attention import PagedBatch
 from penstock.kernels.triton.attention import paged_attention
+from tests.kernels import triton_twins as twins
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy, of infinities that are meant
 

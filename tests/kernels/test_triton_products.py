@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.kernels import triton_twins as twins
-
 pytest.importorskip("triton", reason="Triton has no wheel for this machine")
 
 from penstock.kernels.triton import product
+from tests.kernels import triton_twins as twins
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy, of infinities that are meant
 
