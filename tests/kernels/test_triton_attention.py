@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-pytest.importorskip("triton", reason="Triton has no wheel for this machine")
+pytest.importorskip("triton", reason="Triton cannot be imported on this machine", exc_type=ImportError)
 
 from penstock.kernels.attention import PagedBatch
 from penstock.kernels.triton.attention import paged_attention

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-pytest.importorskip("triton", reason="Triton has no wheel for this machine")
+pytest.importorskip("triton", reason="Triton cannot be imported on this machine", exc_type=ImportError)
 
 from penstock.formats import FORMATS, Format
 from penstock.formats.dense import Gated, GatedPanels, Linear, Panels

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-pytest.importorskip("triton", reason="Triton has no wheel for this machine")
+pytest.importorskip("triton", reason="Triton cannot be imported on this machine", exc_type=ImportError)
 
 from penstock.kernels.sampling import DrawRule
 from penstock.kernels.triton.sampler import draw
