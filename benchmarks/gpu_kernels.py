@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
 import sys
 import time
 import traceback
@@ -33,6 +35,7 @@ from penstock.kernels.triton.attention import paged_attention
 from penstock.kernels.triton.rotary import rotate_into_cache
 from tests.kernels import triton_twins as twins
 
+ROWS = (1, 2, 4, 8, 16, 32, 64)
 FORMS = ("bf16", "fp8", "int8", "int4")
 SHAPES = {  # [out, in] of matrices that are multiplied once a layer or a step
     "8B qkv": (6144, 4096),
@@ -90,7 +93,7 @@ def limits() -> dict[str, float]:
 
 
 def checks() -> Iterator[tuple[str, Callable[[], None]]]:
-    """What must be right, in an order that reaches everything early."""
+    """What must be right, everything early; among it the compilation of what is timed later."""
     bf16, half, full = torch.bfloat16, torch.float16, torch.float32
     card = "cuda"
     for seed in range(40):
@@ -101,37 +104,66 @@ def checks() -> Iterator[tuple[str, Callable[[], None]]]:
         for dtype in (full, bf16, half):
             yield check(f"attention {dtype}", twins.attends, dtype, size=6)
         yield check("attention of short runs", twins.attends, bf16, lengths=[1, 1, 3, 8], size=20)
-        for cache in (torch.float8_e4m3fn, torch.float8_e5m2):
-            yield check(f"attention {cache}", twins.attends, bf16, cache, size=6)
-            yield check(f"write {cache}", twins.writes, bf16, cache, scaled=True)
-        yield check("write", twins.writes, bf16, bf16, scaled=False)
-        for form in FORMS:
-            for rows in (1, 2, 3, 16, 33, 64, 130, 700):
-                yield check(f"product {form} {rows}", twins.multiplies, bf16, form, rows, size=4)
         yield check("norms", twins.normalizes, bf16 if seed % 2 else full)
         yield check("draws", twins.draws, 128256, 16, spread=(0.01, 1.0, 3.0)[seed % 3])
         yield check("penalties", twins.penalizes, 32003)
+        yield check("write", twins.writes, bf16, bf16, scaled=False)
+        for i, form in enumerate(FORMS):
+            for rows in (1, 16, 130, (2, 3, 33, 64, 700)[(seed + i) % 5]):
+                yield check(f"product {form} {rows}", twins.multiplies, bf16, form, rows, size=4)
+        for cache in (torch.float8_e4m3fn, torch.float8_e5m2):
+            yield check(f"attention {cache}", twins.attends, bf16, cache, size=6)
+            yield check(f"write {cache}", twins.writes, bf16, cache, scaled=True)
+        if seed == 0:
+            for form in FORMS:
+                for name, shape in SHAPES.items():
+                    yield f"compile {form} {name}", partial(_compile, form, shape, "gate" in name)
 
 
-def correctness(until: float) -> dict[str, Any]:
-    """How many checks passed, and which failed, with the last line of their error."""
-    passed, failed = 0, {}
-    for name, check in checks():
+def _compile(form: str, shape: tuple[int, int], gated: bool) -> None:
+    n, k = shape
+    matrix = matrices(form, (min(n, 16384), k), gated, span=1)[0]
+    for rows in ROWS:
+        product.multiply(matrix, torch.zeros(rows, k, device="cuda", dtype=torch.bfloat16))
+
+
+def worker(share: int, of: int, seconds: float) -> None:
+    """Every so-manieth check, a line of JSON for each: its name, and the first line of its error or null."""
+    until = time.monotonic() + seconds
+    torch.set_num_threads(1)
+    for i, (name, check) in enumerate(checks()):
+        if i % of != share:
+            continue
         if time.monotonic() > until:
-            break
+            return
+        error = None
         try:
             check()
             torch.cuda.synchronize()
-            passed += 1
-        except Exception as error:
-            failed[name] = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        except Exception as failure:
+            error = (str(failure).strip().splitlines() or [type(failure).__name__])[0][:300]
             print(f"FAILED {name}\n{traceback.format_exc()[-1500:]}", file=sys.stderr)
-            if "CUDA error" in str(error):  # nothing on this card will run any more
-                break
-    return {"passed": passed, "failed": failed}
+        print(json.dumps([name, error]), flush=True)
+        if error is not None and "CUDA error" in error:  # nothing of this process will run any more
+            return
 
 
-def matrices(form: str, shape: tuple[int, int], gated: bool) -> list[product.DeviceMatrix]:
+def correctness(seconds: float) -> dict[str, Any]:
+    """How many checks passed, and which failed. Several processes at once: most of the time goes into compiling."""
+    count = max(1, min(12, (os.cpu_count() or 1) - 2))
+    command = [sys.executable, __file__, "--seconds", str(seconds)]
+    running = [
+        subprocess.Popen([*command, "--worker", f"{i}/{count}"], stdout=subprocess.PIPE, text=True)
+        for i in range(count)
+    ]
+    lines = [line for process in running for line in process.communicate()[0].splitlines()]
+    told = [json.loads(line) for line in lines]
+    failed = {name: error for name, error in told if error is not None}
+    ended = [process.returncode for process in running]
+    return {"passed": len(told) - len(failed), "failed": failed, "ended_badly": sum(code != 0 for code in ended)}
+
+
+def matrices(form: str, shape: tuple[int, int], gated: bool, span: float = SPAN) -> list[product.DeviceMatrix]:
     """Copies of a random matrix, together larger than any cache."""
     n, k = shape
     count = 2 if gated else 1
@@ -141,7 +173,7 @@ def matrices(form: str, shape: tuple[int, int], gated: bool) -> list[product.Dev
         (None,) * count,
         "silu" if gated else None,
     )
-    copies = max(1, int(SPAN / one.weights.nbytes))
+    copies = max(1, int(span / one.weights.nbytes))
     return [one] + [
         product.DeviceMatrix(
             one.form, one.weights.clone(), None if one.scales is None else one.scales.clone(), None, n, k, one.gate
@@ -156,7 +188,7 @@ def product_speed(limit: dict[str, float]) -> Iterator[dict[str, Any]]:
         for name, shape in SHAPES.items():
             copies = matrices(form, shape, gated="gate" in name)
             moved = copies[0].weights.nbytes + (0 if copies[0].scales is None else copies[0].scales.nbytes)
-            for rows in (1, 2, 4, 8, 16, 32, 64):
+            for rows in ROWS:
                 x = torch.randn(rows, shape[1], device="cuda", dtype=torch.bfloat16)
                 time_ours = seconds_of([partial(product.multiply, m, x) for m in copies])
                 found = {"kernel": f"product {form}", "shape": name, "rows": rows, "us": time_ours * 1e6}
@@ -279,7 +311,7 @@ def main(seconds: float = 240, tuned: bool = False) -> dict[str, Any]:
     begun = time.monotonic()
     result: dict[str, Any] = {"device": torch.cuda.get_device_name(), "limits": limits()}
     print(json.dumps(result), flush=True)
-    result["checks"] = correctness(begun + seconds * 0.4)
+    result["checks"] = correctness(seconds * 0.4)
     print(json.dumps(result["checks"]), flush=True)
     result["speed"], result["unfinished"] = [], []
     parts = [attention_speed, row_speed, product_speed, *([tune] if tuned else [])]
@@ -301,9 +333,13 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=240)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--tune", action="store_true")
     asked = parser.parse_args()
+    if asked.worker is not None:
+        worker(*map(int, asked.worker.split("/")), asked.seconds)
+        sys.exit(0)
     outcome = main(asked.seconds, asked.tune)
     if asked.json is not None:
         asked.json.write_text(json.dumps(outcome, indent=1))
-    sys.exit(1 if outcome["checks"]["failed"] else 0)
+    sys.exit(1 if outcome["checks"]["failed"] or outcome["checks"]["ended_badly"] else 0)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("triton", reason="Triton has no wheel for this machine")
+pytest.importorskip("triton", reason="Triton cannot be imported on this machine", exc_type=ImportError)
 
 ROOT = Path(__file__).parents[2]
 

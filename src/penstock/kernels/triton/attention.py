@@ -266,33 +266,12 @@ def paged_attention(
         if splits > 1:
             parts = q.new_empty((runs * batch.max_length, heads, splits, dim), dtype=torch.float32)
             weights = q.new_empty((runs * batch.max_length, heads, splits), dtype=torch.float32)
+        told = (batch.q_starts, batch.contexts, batch.block_table)
+        sizes = (runs, batch.block_table.stride(0), batch.max_length, splits, split_tiles)
+        strides = (q.stride(0), q.stride(1), k_cache.stride(0), k_cache.stride(1))
         _attend[(tiles, kv_heads, splits)](
-            out,
-            parts,
-            weights,
-            q,
-            k_cache,
-            v_cache,
-            k_scale,
-            v_scale,
-            alibi,
-            batch.q_starts,
-            batch.contexts,
-            batch.block_table,
-            scale,
-            softcap,
-            window,
-            chunk,
-            runs,
-            batch.block_table.stride(0),
-            batch.max_length,
-            splits,
-            split_tiles,
-            0 if alibi is None else alibi.shape[1],
-            q.stride(0),
-            q.stride(1),
-            k_cache.stride(0),
-            k_cache.stride(1),
+            *(out, parts, weights, q, k_cache, v_cache, k_scale, v_scale, alibi, *told),
+            *(scale, softcap, window, chunk, *sizes, 0 if alibi is None else alibi.shape[1], *strides),
             GROUP=heads // kv_heads,
             DIM=dim,
             DIM_PAD=dim_pad,

@@ -80,7 +80,7 @@ def norm(
     scales = None if narrow is None else torch.empty(rows, dtype=torch.float32, device=x.device)
     limit = 0.0 if narrow is None else 127.0 if narrow == torch.int8 else torch.finfo(narrow).max
     if residual is not None:
-        residual = residual.view(rows, n)
+        residual = residual.reshape(rows, n)
     block = power_of_2(n)
     _norm[(rows,)](
         out,

@@ -22,7 +22,7 @@ from penstock.kernels.triton.matvec import matvec
 
 GROUP = 32  # inputs that share a scale in 4 bits
 _REACHES = (-8.6, -8.0, -7.4, 7.0, 7.6, 8.2)  # what the largest weight of a group is tried as; -8 is the furthest
-_VECTOR_ROWS = {"plain": 2, "fp8": 2, "int8": 2, "int4": 1}  # more are quicker on the matrix units
+_VECTOR_ROWS = {"plain": 2, "fp8": 1, "int8": 1, "int4": 1}  # more are quicker on the matrix units
 _STRIP_ROWS = {"plain": 64, "fp8": 64, "int8": 256, "int4": 256}  # more are quicker by the vendor's library
 
 
@@ -117,8 +117,11 @@ def widened(matrix: DeviceMatrix, dtype: torch.dtype) -> Tensor:
     """What a matrix stands for, [n or 2 n, k]."""
     if matrix.form == "plain" or matrix.scales is None:
         return matrix.weights
-    if matrix.form != "int4":
-        return (matrix.weights.to(torch.float32) * matrix.scales.unsqueeze(1)).to(dtype)
+    if matrix.form == "int8":  # the product is rounded as it is written: no copy in float32
+        out = torch.empty(matrix.weights.shape, dtype=dtype, device=matrix.weights.device)
+        return torch.mul(matrix.weights, matrix.scales.unsqueeze(1), out=out)
+    if matrix.form == "fp8":
+        return matrix.weights.to(dtype).mul_(matrix.scales.unsqueeze(1).to(dtype))
     values = torch.cat((matrix.weights & 15, matrix.weights >> 4), dim=1).to(dtype).sub_(8)
     return values.view(*matrix.scales.shape, GROUP).mul_(matrix.scales.unsqueeze(2).to(dtype)).view(-1, matrix.k)
 
@@ -159,20 +162,21 @@ def _few(matrix: DeviceMatrix, x: Tensor, residual: Tensor | None) -> Tensor:
     return out
 
 
-def vector_tile(matrix: DeviceMatrix, rows: int) -> dict[str, int]:
+def vector_tile(matrix: DeviceMatrix, _rows: int) -> dict[str, int]:
     """A program of `matvec`: its columns, the inputs of a step, how many are on their way; 8 KiB of weights a step."""
-    block_n, block_k = (8, 512) if matrix.form == "plain" else (8, 1024)
-    if rows == 2 or matrix.form == "int4":
-        block_n //= 2
+    block_n, block_k = {"plain": (8, 512), "int4": (4, 1024)}.get(matrix.form, (16, 512))
     while block_k >= 2 * matrix.weights.shape[1] and block_k > GROUP:
         block_k //= 2
     return {"BLOCK_N": block_n, "BLOCK_K": block_k, "STAGES": 2 if rocm() else 4, "num_warps": 4}
 
 
 def strip_tile(matrix: DeviceMatrix, rows: int) -> dict[str, int]:
-    """A program of `matmul`: its rows and columns, the inputs of a step, how many steps are on their way."""
+    """A program of `matmul`: its rows and columns, the inputs of a step, how many steps are on their way.
+
+    Every strip of columns reads all of x again, from the card's cache: strips must not be narrow beside the rows.
+    """
     block_m = min(max(16, power_of_2(rows)), 64)
-    block_n = 64 if rows > 64 else 16 if matrix.n <= 8192 else 32
+    block_n = 64 if rows > 32 else 32 if matrix.n >= 4096 else 16
     block_k = 256 if block_m == 16 else 128
     if rocm() or matrix.form == "int4":  # less shared memory there; two weights a byte here
         block_k //= 2

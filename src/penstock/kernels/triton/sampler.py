@@ -115,7 +115,8 @@ def _sift(
     heat = tl.where(cold, 1.0, heat)
     shares = tl.load(sums + row * chunks + index, mask=index < chunks, other=0.0)
     total = tl.sum(shares * tl.exp((highest - tl.where(broken, 0.0, top)) / heat), 0)
-    tl.store(chosen + row, tl.where(broken, 0, tl.load(places + row * chunks + where)).to(tl.int64))
+    place = tl.load(places + row * chunks + tl.minimum(where, chunks - 1))
+    tl.store(chosen + row, tl.where(broken, 0, place).to(tl.int64))
     tl.store(logprobs + row, tl.where(broken, float("nan"), -tl.log(total)))
     if cold | broken:
         tl.store(counts + row, 0)
@@ -147,9 +148,9 @@ def _sift(
             x = tl.load(scores + row * stride + column, mask=column < vocab, other=float("-inf")).to(tl.float32)
             x = (x - top) / heat
             left = x >= bound
-            place = row * vocab + count + tl.cumsum(left.to(tl.int32), 0) - 1
-            tl.store(values + place, x, mask=left)
-            tl.store(ids + place, column, mask=left)
+            target = row * vocab + count + tl.cumsum(left.to(tl.int32), 0) - 1
+            tl.store(values + target, x, mask=left)
+            tl.store(ids + target, column, mask=left)
             count += tl.sum(left.to(tl.int32), 0)
     tl.store(counts + row, count)
 
