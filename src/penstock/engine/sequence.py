@@ -10,6 +10,7 @@ from penstock.engine.block_pool import BlockPool, block_key, root_key
 from penstock.engine.grammar import Cursor
 from penstock.engine.request import EngineRequest
 from penstock.engine.states import PromptStates
+from penstock.kernels.penalty import Tally
 from penstock.kernels.rotary import RopeConfig
 
 _NOTHING: list[int] = []
@@ -44,6 +45,7 @@ class Sequence:
     ends: frozenset[int] = frozenset()  # tokens that end it
     bare: bool = False  # the raw scores decide alone, and nothing is told of them
     cursor: Cursor | None = None  # where it is in its grammar
+    tally: Tally | None = None  # how often each token was there, where that matters
     adapter: LoadedAdapter | None = None
 
     @classmethod
