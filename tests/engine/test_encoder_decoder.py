@@ -374,6 +374,7 @@ def test_tables_that_are_stored_twice_are_read_once(tmp_path: Path) -> None:
     [
         ({"feed_forward_proj": "gated-snake"}, "unsupported activation 'snake'"),
         ({"relative_attention_max_distance": 16}, "32 buckets do not fit"),
+        ({"relative_attention_max_distance": 2**30}, "32 buckets do not fit"),
         ({"d_kv": -1}, "`d_kv` must be a positive integer"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantized"),
     ],
