@@ -107,7 +107,9 @@ def planned_bytes(config: EngineConfig, given: Mapping[str, AdapterFile], dtype:
 
 def _read(folder: Path, config: EngineConfig, decoder: DecoderConfig | None, names: WeightMap) -> AdapterFile:
     if decoder is None:
-        raise ModelError("This model takes no adapters.", "LoRA adapters run on Penstock's own decoder-only models.")
+        raise ModelError(
+            "This model takes no adapters.", "Those are for decoder-only families that Penstock describes."
+        )
     file = AdapterFile.read(folder, decoder, names)
     if file.rank > config.max_adapter_rank:
         raise ResourceError(

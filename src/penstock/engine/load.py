@@ -1,4 +1,4 @@
-"""From a snapshot folder to a model in memory with its cache: resolve the numbers, check the fit, load, warm."""
+"""From a snapshot folder to our decoder in memory with its cache: resolve the numbers, check the fit, load."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from penstock.models.decoder import Decoder
 from penstock.models.encoder_decoder import size
 from penstock.models.encoder_decoder.config import EncoderDecoderConfig, encodes, read_encoder_decoder
 from penstock.models.encoder_decoder.model import EncoderDecoder
+from penstock.models.fallback.config import TransformersConfig
 from penstock.models.families import describe
 from penstock.models.inputs import KVCache
 from penstock.models.model import Model
@@ -52,25 +53,24 @@ class LoadedModel:
     adapters: Adapters
 
 
-def load_model(config: EngineConfig, on_stage: Callable[[Stage], None]) -> LoadedModel:
-    """Everything between the command and the first step, each stage reported when it is done.
+def load_decoder(config: EngineConfig, clock: Clock) -> LoadedModel:
+    """Our own decoder, for a family that it knows, each stage reported when it is done.
 
     The fit is checked before a weight is read. Raises PenstockError of the fitting kind.
     """
-    clock = _Clock(on_stage)
     folder = Path(config.model_path)
     described, names = _describe(folder, config)
     entries = None if config.dummy_weights else read_weights(folder)
     name, dtype, text = _choose_format(config, described, names, entries)
     form = FORMATS[name]
     weight_bytes = _weight_bytes(entries, described, names, dtype, form)
-    clock.done("model", f"{described.family} {_kind(described)} {text}")
 
     cost = _cost(described, form.weight_bytes or dtype.itemsize, dtype)
     decoder_config = described if isinstance(described, DecoderConfig) else None
     given = read_given(config, decoder_config, names)
     adapter_bytes = planned_bytes(config, given, dtype)
-    limits, plan = _fit(config, described, dtype, weight_bytes, cost.weight_size, adapter_bytes)
+    limits, plan = fit(config, described, dtype, weight_bytes, cost.weight_size, available_bytes(), adapter_bytes)
+    clock.done("model", f"{described.family} {_kind(described)} {text}")
     kv_token = plan.kv_bytes // (plan.num_blocks * plan.block_size)
     kv_text = (
         f"{plan.num_blocks * plan.block_size} tokens x {human(kv_token)} = {human(plan.kv_bytes)} "
@@ -135,7 +135,7 @@ def _choose_format(
     return name, dtype, f"in {str(dtype).removeprefix('torch.')}: {why} (--dtype){stored}"
 
 
-class _Clock:
+class Clock:
     """Reports stages with the seconds since the last one."""
 
     def __init__(self, on_stage: Callable[[Stage], None]) -> None:
@@ -171,15 +171,19 @@ def _weight_bytes(
     return int(total)
 
 
-def _fit(
+Shape = Config | TransformersConfig
+
+
+def fit(
     config: EngineConfig,
-    decoder: Config,
+    decoder: Shape,
     dtype: torch.dtype,
     weight_bytes: int,
     weight_size: float,
-    adapter_bytes: int,
+    available: int,
+    adapter_bytes: int = 0,
 ) -> tuple[Limits, KVPlan]:
-    """Derive every limit that was not given, and check that it all fits."""
+    """Derive every limit that was not given, and check that it all fits. available: bytes free before the weights."""
     encodes = isinstance(decoder, EncoderDecoderConfig)
     rows = config.max_batch_size or min(config.max_concurrent_requests, 128)
     budget = config.max_batch_prefill_tokens or _STEP_TOKENS
@@ -191,11 +195,10 @@ def _fit(
     longest = config.max_total_tokens or decoder.max_positions
     if encodes:  # which reads a prompt whole, beside all that decode
         budget = max(budget, (config.max_input_tokens or longest - 1) + config.block_size + rows)
-    step = _step_bytes(decoder, dtype, budget, rows, longest)
+    step = step_bytes(decoder, dtype, budget, rows, longest)
     if adapter_bytes and isinstance(decoder, DecoderConfig):  # a gated MLP's halves apart, and what is added to them
         step += 3 * budget * decoder.mlp_width * dtype.itemsize
     footprint = Footprint(weight_bytes, kv_token, step, adapter_bytes)
-    available = available_bytes()
 
     asked = max(config.max_total_tokens or 0, (config.max_input_tokens or 0) + 1)
     if asked > decoder.max_positions and not encodes:
@@ -238,7 +241,7 @@ def _fit(
     return limits, plan
 
 
-def _step_bytes(decoder: Config, dtype: torch.dtype, budget: int, rows: int, total: int) -> int:
+def step_bytes(decoder: Shape, dtype: torch.dtype, budget: int, rows: int, total: int) -> int:
     """The most that the intermediate results of one step take."""
     logits = max(rows, HEAD_ROWS) * decoder.vocab_size * 16  # float32, and for draws a copy and probabilities
     if isinstance(decoder, EncoderDecoderConfig):
@@ -250,7 +253,7 @@ def _step_bytes(decoder: Config, dtype: torch.dtype, budget: int, rows: int, tot
     return (budget * wide + gathered + scores) * dtype.itemsize + logits
 
 
-def _default_total(config: EngineConfig, decoder: Config, footprint: Footprint, available: int) -> int:
+def _default_total(config: EngineConfig, decoder: Shape, footprint: Footprint, available: int) -> int:
     """The longest sequence to promise when the user names none: the model's context, or what the memory holds."""
     ceiling = decoder.max_positions
     if config.max_batch_total_tokens is not None:

@@ -19,7 +19,8 @@ from penstock.engine.config import EngineConfig
 from penstock.engine.encoded_step import build_encoded_step
 from penstock.engine.grammar import Cursor, Grammars
 from penstock.engine.held import HeldRows
-from penstock.engine.load import LoadedModel, load_model
+from penstock.engine.load import LoadedModel
+from penstock.engine.open import open_model
 from penstock.engine.prompt import Watch, is_broken, read_prompts, report
 from penstock.engine.request import (
     EngineRequest,
@@ -80,7 +81,7 @@ class EngineLoop:
     @classmethod
     def load(cls, config: EngineConfig, on_stage: Callable[[Stage], None] = lambda stage: None) -> EngineLoop:
         """Load a model and run one token through it. Raises PenstockError."""
-        loop = cls(load_model(config, on_stage), config)
+        loop = cls(open_model(config, on_stage), config)
         since = time.perf_counter()
         loop.warm()
         on_stage(Stage("warm", "one token", time.perf_counter() - since))
@@ -189,7 +190,7 @@ class EngineLoop:
             else:
                 step = build_encoded_step(runs, self._pool.block_size)
             watch = Watch(step)
-            hidden = self._decoder.forward(step.inputs, self._cache, watch)
+            hidden = self._decoder.forward(step.inputs, self._cache, watch if watch else None)
             self.stats.forward_seconds = time.perf_counter() - since
             parts = read_prompts(step, hidden, self._decoder, watch)
             if step.ending:

@@ -17,8 +17,7 @@ from penstock.models.model import Model
 
 
 class Watch:
-    """Keeps what goes into the layers whose states the runs of a step ask for. A decoder's last output is the step's
-    own result and not shown; an encoder's is."""
+    """Keeps the hidden states that the runs of a step ask for. False where they ask for none."""
 
     def __init__(self, step: Step) -> None:
         asked = [run.sequence.states.layers for run in step.runs if run.sequence.states and run.sequence.reads_prompt]
@@ -29,9 +28,12 @@ class Watch:
         if layer in self._layers:
             self._kept[layer] = x.clone()  # the decoder may add to it in place
 
-    def rows(self, layer: int, rows: slice, hidden: Tensor, model: Model) -> Tensor:
-        """The states of one layer, [n, hidden]; `hidden` is the step's result."""
-        return self._kept[layer][rows] if layer in self._kept else model.normed(hidden[rows])
+    def __bool__(self) -> bool:
+        return bool(self._layers)
+
+    def rows(self, layer: int, rows: slice) -> Tensor:
+        """The states of one layer, [n, hidden]."""
+        return self._kept[layer][rows]
 
 
 def read_prompts(step: Step, hidden: Tensor, model: Model, watch: Watch) -> list[SequenceOutput]:
@@ -55,7 +57,7 @@ def read_prompts(step: Step, hidden: Tensor, model: Model, watch: Watch) -> list
             continue
         for a in range(max(sequence.computed, states.count), stop, HEAD_ROWS):
             rows = slice(first + a, first + min(a + HEAD_ROWS, stop))
-            states.add(torch.stack([watch.rows(layer, rows, hidden, model) for layer in states.layers]))
+            states.add(torch.stack([watch.rows(layer, rows) for layer in states.layers]))
         if states.pooling == "none" and stop < sequence.prompt_length:
             outputs.append(SequenceOutput(sequence.id, embedding=states.take()))
     return outputs

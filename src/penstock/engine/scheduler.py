@@ -109,9 +109,8 @@ class Scheduler:
             # room for all that is known and for the others to grow by a block, so that a sequence is not started only
             # to be preempted half way
             known = -(-len(sequence.ids) // self.pool.block_size) - len(sequence.blocks)
-            if known + len(self.running) > self.pool.available or not sequence.grow(
-                self.pool, sequence.computed + length
-            ):
+            growing = sum(s.may_grow(self.pool.block_size) for s in self.running)
+            if known + growing > self.pool.available or not sequence.grow(self.pool, sequence.computed + length):
                 sequence.drop_blocks(self.pool)
                 return
             self.waiting.pop(0)

@@ -149,6 +149,10 @@ class Sequence:
         self.blocks.extend(blocks)
         return True
 
+    def may_grow(self, block_size: int) -> bool:
+        """Whether it may come to need more blocks than it holds."""
+        return len(self.blocks) * block_size < self.prompt_length + self.request.max_new_tokens
+
     def publish(self, pool: BlockPool) -> None:
         """Offer every newly filled block to the prefix index."""
         if self.encoded and self.request.max_new_tokens == 0:  # an encoder's states were all that was computed

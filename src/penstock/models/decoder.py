@@ -57,7 +57,8 @@ class Decoder:
 
     def forward(self, step: StepInputs, cache: KVCache, watch: Callable[[int, Tensor], None] | None = None) -> Tensor:
         """One step over a flat batch of runs; writes the cache. Returns [R, hidden], before the final norm, of the rows
-        that are wanted, in their order. watch: is shown each layer's number and what goes into it, [T, hidden]."""
+        that are wanted, in their order. watch: is shown each layer's number and what goes into it, [T, hidden], and at
+        last, under the number of layers, what the output matrix is given; all rows are then wanted."""
         turns = [rotary(step.positions, step.spans) for rotary in self._rotaries]
         x = self._embed(step)
         last = len(self.weights.layers) - 1
@@ -74,6 +75,8 @@ class Decoder:
             if wanted is not None:
                 x, h = x[wanted.rows], h[wanted.rows]
             x = self._residual(layer, x, h, mixed)
+        if watch is not None:
+            watch(len(self.weights.layers), self._normed(x))
         return x
 
     def _embed(self, step: StepInputs) -> Tensor:
@@ -105,7 +108,7 @@ class Decoder:
         x = _add(layer.mlp, h, h if normed else x, layer.mlp_out_norm, many)
         return x if layer.mlp_sum_norm is None else layer.mlp_sum_norm(x)
 
-    def normed(self, hidden: Tensor) -> Tensor:
+    def _normed(self, hidden: Tensor) -> Tensor:
         """What the output matrix multiplies. hidden: [n, hidden] from `forward` -> [n, hidden or embedding_size]."""
         w = self.weights
         x = hidden if w.final_norm is None else w.final_norm(hidden)
@@ -113,7 +116,7 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every token of the vocabulary. hidden: [n, hidden] from `forward` -> [n, vocab]."""
-        scores = self.weights.head(self.normed(hidden))
+        scores = self.weights.head(self._normed(hidden))
         if self.config.logit_multiplier != 1:
             scores.mul_(self.config.logit_multiplier)
         cap = self.config.logit_softcap

@@ -1,4 +1,4 @@
-"""What the engine's steps run: a decoder, or an encoder and a decoder."""
+"""What the engine asks of a model, whoever computes it: a decoder, an encoder and a decoder, transformers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from penstock.models.inputs import KVCache, StepInputs
 
 
 class Model(Protocol):
-    """Weights and the arithmetic over them, without any state between steps."""
+    """A model that computes steps over a cache of blocks."""
 
     @property
     def span_rope(self) -> RopeConfig | None:
@@ -20,18 +20,18 @@ class Model(Protocol):
         ...
 
     def new_cache(self, num_blocks: int, block_size: int) -> KVCache:
-        """An empty cache."""
+        """An empty cache of so many blocks."""
         ...
 
     def forward(self, step: StepInputs, cache: KVCache, watch: Callable[[int, Tensor], None] | None = None) -> Tensor:
-        """One step over a flat batch of runs; writes the cache. Returns the rows that are wanted, [R, hidden], before
-        the final norm. watch: is shown each layer's number and what goes into it."""
-        ...
+        """One step over a flat batch of runs; writes the cache. Returns a row for each that is wanted, in their order:
+        what `logits` takes.
 
-    def normed(self, hidden: Tensor) -> Tensor:
-        """What the output matrix multiplies. hidden: [n, hidden] from `forward`."""
+        watch: is shown the step's hidden states, [T, hidden] each: 0 is what goes into the first layer (of the encoder
+        where there is one), i what comes out of the i-th, the last of them behind the final norm.
+        """
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Scores of every token of the vocabulary. hidden: [n, hidden] from `forward` -> [n, vocab]."""
+        """Scores of every token of the vocabulary. hidden: n rows of `forward` -> [n, vocab]."""
         ...

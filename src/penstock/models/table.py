@@ -18,7 +18,8 @@ Every model of the first table runs on one decoder, in float32, bfloat16 and flo
 or in {formats} (`--quantize`), and with [LoRA adapters](../how-to/adapters.md) on any matrix of a layer. Greedy float32
 output is token-exact against `transformers`, whatever the batch, the chunks of a prompt, the prefix cache and the
 preemptions. What a row says is the family's usual configuration; what config.json sets otherwise (biases, windows,
-norms, rope scaling, tied heads, head sizes) is followed.
+norms, rope scaling, tied heads, head sizes) is followed. Any other causal language model runs through `transformers`
+([how](../how-to/any-model.md)).
 
 | model_type | models | positions | norms | residual | attention | MLP |
 |---|---|---|---|---|---|---|

@@ -58,7 +58,7 @@ def serve(config: ServeConfig, offline: bool | None = None, first_visitor: Visit
         began = time.monotonic()
         if config.launcher:
             launcher_log.begin(config)
-        snapshot = resolve(config.model, config.revision, offline=offline)
+        snapshot = resolve(config.model, config.revision, offline=offline, code=config.engine.trust_remote_code)
         announce.stage(Stage("resolve", str(snapshot.path), time.monotonic() - began))
         if config.launcher:
             launcher_log.found(config, snapshot)
@@ -69,7 +69,11 @@ def serve(config: ServeConfig, offline: bool | None = None, first_visitor: Visit
             name: str(resolve_adapter(source, offline=offline)) for name, source in config.engine.adapters.items()
         }
         engine = msgspec.structs.replace(
-            config.engine, model_path=str(snapshot.path), model_name=snapshot.name, adapters=adapters
+            config.engine,
+            model_path=str(snapshot.path),
+            model_name=snapshot.name,
+            trust_remote_code=snapshot.trusted,
+            adapters=adapters,
         )
         config = msgspec.structs.replace(config, engine=engine)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:

@@ -96,11 +96,11 @@ class EncoderDecoder:
         """[T, parts * heads * dim] -> `parts` of [T, heads, dim]"""
         return x.view(len(x), parts, self.config.num_heads, self.config.head_dim).unbind(1)
 
-    def normed(self, hidden: Tensor) -> Tensor:
+    def _normed(self, hidden: Tensor) -> Tensor:
         """What the output matrix multiplies. hidden: [n, hidden] from `forward`."""
         x = self.weights.decoder_norm(hidden)
         return x * self.config.hidden_size**-0.5 if self.config.scaled_head else x
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every token of the vocabulary. hidden: [n, hidden] from `forward` -> [n, vocab]."""
-        return self.weights.head(self.normed(hidden))
+        return self.weights.head(self._normed(hidden))
