@@ -54,7 +54,7 @@ class EngineLoop:
         self.limits = model.limits
         start_id = model.limits.start_id
         self._start = None if start_id is None else (start_id, model.limits.block_size)
-        self._prefix_caching = config.prefix_caching and start_id is None  # an encoder's states are of a whole prompt
+        self._prefix_caching = config.prefix_caching
         self._decoder, self._cache, self.cost = model.decoder, model.cache, model.cost
         self.adapters = model.adapters
         self._pool = BlockPool(model.limits.num_blocks, model.limits.block_size)

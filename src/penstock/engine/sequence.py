@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from array import array
 from dataclasses import dataclass, field
 
 from penstock.engine.adapters import LoadedAdapter
@@ -63,7 +64,7 @@ class Sequence:
 
         rope: the rotation whose angles depend on a prompt's length beyond some context, if any; such prompts share
         cached blocks only with prompts of the same angles. start: where an encoder reads the prompt, the token that the
-        decoder begins with and the size of a block.
+        decoder begins with and the size of a block; all of it decides what is cached, so only equal prompts share.
         """
         n = len(request.prompt_ids)
         far = rope is not None and rope.span_limit is not None and n > rope.span_limit
@@ -74,6 +75,7 @@ class Sequence:
         ids, encoded = list(request.prompt_ids), 0
         if start is not None:
             token, block_size = start
+            root = root_key(root, array("q", ids).tobytes())
             encoded = n if request.max_new_tokens == 0 else -(-n // block_size) * block_size
             ids += [token] * (encoded - n + (request.max_new_tokens > 0))  # what fills up the block is never computed
         bare = request.sampling.plain and not request.logprobs and not request.top_n_tokens
@@ -133,6 +135,8 @@ class Sequence:
         """Start from whatever the pool already holds; at least one token stays to compute."""
         keys = self.full_keys(pool.block_size, len(self.ids) - 1)
         self.blocks = pool.match(keys)
+        if len(self.blocks) * pool.block_size < self.encoded:  # an encoder's part is of no use
+            self.drop_blocks(pool)
         self.computed = len(self.blocks) * pool.block_size
         self.published = len(self.blocks)
 
@@ -153,6 +157,8 @@ class Sequence:
 
     def publish(self, pool: BlockPool) -> None:
         """Offer every newly filled block to the prefix index."""
+        if self.encoded and self.request.max_new_tokens == 0:  # an encoder's states were all that was computed
+            return
         full = self.computed // pool.block_size
         if full > self.published:
             keys = self.full_keys(pool.block_size, self.computed)
