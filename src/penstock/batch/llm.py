@@ -73,7 +73,8 @@ class LLM:
     model: `demo`, a folder, or a hub name ORG/NAME[@REVISION]. dtype: auto, float32, bfloat16 or float16; quantize:
     none, int8 or int4. The limits are in tokens and sequences; None derives them from the model and the memory.
     adapters: LoRA adapters by name, each a folder or ORG/NAME[@REVISION]; a call takes one with `adapter="name"`.
-    progress: show a bar while several prompts run; None shows it on a terminal and in a notebook.
+    trust_remote_code: the model's own Python code may run where it needs it, of a folder or of a full commit. progress:
+    show a bar while several prompts run; None shows it on a terminal and in a notebook.
 
     Use it as a context manager, or call `close`: both give the memory back. Not thread-safe. Raises PenstockError where
     the model cannot be found, loaded or fitted into memory.
@@ -94,10 +95,11 @@ class LLM:
         memory_fraction: float = 0.9,
         prefix_caching: bool = True,
         threads: int | None = None,
+        trust_remote_code: bool = False,
         adapters: Mapping[str, str | os.PathLike[str]] | None = None,
         progress: bool | None = None,
     ) -> None:
-        snapshot = resolve(os.fspath(model), revision, offline=offline)
+        snapshot = resolve(os.fspath(model), revision, offline=offline, code=trust_remote_code)
         self.name, self.path = snapshot.name, Path(snapshot.path)
         self.tokenizer: Tokenizer | None = load_tokenizer(self.path)
         self._config = EngineConfig(
@@ -112,6 +114,7 @@ class LLM:
             memory_fraction=memory_fraction,
             prefix_caching=prefix_caching,
             threads=threads,
+            trust_remote_code=snapshot.trusted,
             adapters={
                 name: str(resolve_adapter(os.fspath(source), offline=offline))
                 for name, source in (adapters or {}).items()
