@@ -85,13 +85,15 @@ def build_step(runs: list[Run], block_size: int, with_spans: bool) -> Step:
 
 def _adapters(runs: list[Run]) -> RowAdapters | None:
     """Whose rows are whose; None where no run has an adapter."""
+    if all(run.sequence.adapter is None for run in runs):
+        return None
     places: dict[Adapter, int] = {}
     owners: list[int] = []
     for run in runs:
         adapter = run.sequence.adapter
         owner = -1 if adapter is None else places.setdefault(adapter.weights, len(places))
         owners += [owner] * run.length
-    return RowAdapters(tuple(places), torch.tensor(owners)) if places else None
+    return RowAdapters(tuple(places), torch.tensor(owners))
 
 
 class Piece(NamedTuple):
