@@ -31,8 +31,9 @@ BASE = {
 
 
 def llama(hidden: int, wide: int, layers: int, heads: int, kv_heads: int, vocab: int, **more: Any) -> dict[str, Any]:
-    names = "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads vocab_size".split()
-    return {**BASE, **dict(zip(names, (hidden, wide, layers, heads, kv_heads, vocab), strict=True)), **more}
+    heads_of = {"num_attention_heads": heads, "num_key_value_heads": kv_heads}
+    sizes = {"hidden_size": hidden, "intermediate_size": wide, "num_hidden_layers": layers, "vocab_size": vocab}
+    return {**BASE, **sizes, **heads_of, **more}
 
 
 SHAPES = {
@@ -68,7 +69,10 @@ def compare(folder: Path, name: str, quantize: str) -> list[float]:
     file.write_text(json.dumps(report))
     rows = penstock("plan", str(folder), "--cpu", "--measured", str(file), "--json")["measured"]
     for row in rows:
-        print(f"{name:>18}  {row['what']:<28} {row['measured']:>9,.1f} measured {row['predicted']:>9,.1f} predicted", end="")
+        print(
+            f"{name:>18}  {row['what']:<28} {row['measured']:>9,.1f} measured {row['predicted']:>9,.1f} predicted",
+            end="",
+        )
         print(f"  {row['error']:+6.1%}", flush=True)
     return [row["error"] for row in rows]
 
@@ -82,7 +86,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in [options.only] if options.only else SHAPES:
             errors += compare(Path(folder) / name.replace(" ", "-"), name, options.quantize)
-    print(f"largest error {max(map(abs, errors)):.1%}, {sum(abs(e) <= 0.25 for e in errors)} of {len(errors)} within 25 %")
+    print(
+        f"largest error {max(map(abs, errors)):.1%}, {sum(abs(e) <= 0.25 for e in errors)} of {len(errors)} within 25 %"
+    )
 
 
 if __name__ == "__main__":

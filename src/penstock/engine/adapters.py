@@ -29,8 +29,7 @@ class LoadedAdapter:
 class Adapters:
     """Adapters by name. A sequence holds its own, so one that is forgotten here lives until its last sequence ends.
 
-    Of a model in `decoder`, `names` and `dtype`; one that is not our decoder (None) takes none. room: bytes for all of
-    them.
+    Of a model in `decoder` (None: it takes no adapters), `names` and `dtype`. room: bytes for all of them.
     """
 
     def __init__(
@@ -108,7 +107,9 @@ def planned_bytes(config: EngineConfig, given: Mapping[str, AdapterFile], dtype:
 
 def _read(folder: Path, config: EngineConfig, decoder: DecoderConfig | None, names: WeightMap) -> AdapterFile:
     if decoder is None:
-        raise ModelError("Adapters are for the families that Penstock describes; this model runs through transformers.")
+        raise ModelError(
+            "This model takes no adapters.", "Those are for decoder-only families that Penstock describes."
+        )
     file = AdapterFile.read(folder, decoder, names)
     if file.rank > config.max_adapter_rank:
         raise ResourceError(

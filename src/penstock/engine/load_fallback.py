@@ -26,7 +26,8 @@ from penstock.models.fallback.load import Room, load, make, require_accelerate
 from penstock.models.fallback.own import OwnMemory
 from penstock.models.fallback.paged import PagedTransformer, page
 from penstock.models.fallback.trace import CannotReplace
-from penstock.models.families import check_unquantized, read_eos_ids
+from penstock.models.families import read_eos_ids
+from penstock.models.reader import refuse_quantized
 from penstock.plan.memory import human
 from penstock.plan.work import StepCost
 
@@ -51,7 +52,7 @@ def load_transformers(
     read_given(config, None, WeightMap())
     folder = Path(config.model_path)
     raw = read_config(folder)
-    check_unquantized(raw)
+    refuse_quantized(raw)
     if linked_files(folder) is not None:
         raise refusal or ModelError("GGUF files are for the families that Penstock describes", f"This model has {why}.")
     found = find(folder, raw, config.trust_remote_code)

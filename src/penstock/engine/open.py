@@ -1,4 +1,4 @@
-"""Which way a model is loaded: into our decoder where a family describes it and it fits, else through transformers."""
+"""Which way a model is loaded: by us where a family describes it and it fits, else through transformers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from penstock.engine.load import Clock, LoadedModel, load_decoder
 from penstock.engine.load_fallback import load_transformers
 from penstock.engine.request import Stage
 from penstock.hub.config import read_config
+from penstock.models.encoder_decoder.config import encodes
 from penstock.models.families import is_described
 from penstock.plan.memory import WeightsTooLarge
 
@@ -20,13 +21,14 @@ def open_model(config: EngineConfig, on_stage: Callable[[Stage], None]) -> Loade
     Raises PenstockError of the fitting kind.
     """
     clock = Clock(on_stage)
-    raw = read_config(Path(config.model_path))
-    if not is_described(raw):
+    folder = Path(config.model_path)
+    encoder = encodes(folder)
+    if not encoder and not is_described(read_config(folder)):
         return load_transformers(config, clock, "no description of ours")
     try:
         return load_decoder(config, clock)
     except WeightsTooLarge as error:
         ours = config.quantize not in ("none", "bf16") or config.adapters or config.rope_scaling  # what only we can do
-        if config.dummy_weights or ours:
+        if config.dummy_weights or ours or encoder:
             raise
         return load_transformers(config, clock, "too large for the memory", error)

@@ -261,7 +261,12 @@ class Limits(msgspec.Struct, frozen=True):
     num_layers: int = 0  # hidden states are numbered from 0 to this
     hidden_size: int = 0  # numbers in each
     weight_size: float = 2.0  # bytes of one weight of a matrix as it is stored
+    start_id: int | None = None  # what the decoder begins with, where an encoder reads the prompt
     hidden_states: bool = True  # they can be asked for
+
+    def continued(self, prompt_ids: list[int]) -> list[int]:
+        """The tokens that the text of an answer continues: none where an encoder reads the prompt."""
+        return prompt_ids if self.start_id is None else []
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):

@@ -23,9 +23,18 @@ class Run:
     length: int
 
     @property
+    def context(self) -> int:
+        """Tokens that are known to the cache when the run is computed."""
+        return self.sequence.computed + self.length
+
+    @property
+    def blocks(self) -> list[int]:
+        return self.sequence.blocks
+
+    @property
     def reaches_end(self) -> bool:
         """Whether the run ends at the last known token, so that the next one can be chosen."""
-        return self.sequence.computed + self.length == len(self.sequence.ids)
+        return self.context == len(self.sequence.ids)
 
 
 class Scheduler:
@@ -95,6 +104,8 @@ class Scheduler:
             if self.prefix_caching and not sequence.request.reads_prompt:
                 sequence.take_prefix(self.pool)
             length = min(sequence.pending, budget)
+            if length < sequence.encoded:  # an encoder reads its text whole
+                return
             # room for all that is known and for the others to grow by a block, so that a sequence is not started only
             # to be preempted half way
             known = -(-len(sequence.ids) // self.pool.block_size) - len(sequence.blocks)

@@ -7,14 +7,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from penstock.devices.cpu import zeros_on_demand
 from penstock.formats import FORMATS, Format
 from penstock.formats.dense import Linear
 from penstock.hub.checkpoint import TensorEntry
-from penstock.kernels.rotary import Rotary
+from penstock.kernels.rotary import RopeConfig, Rotary
 from penstock.models.adapted import adapted
 from penstock.models.config import DecoderConfig, WeightMap
-from penstock.models.inputs import KVCache, StepInputs
+from penstock.models.inputs import KVCache, StepInputs, empty_cache
 from penstock.models.mlp import Mlp
 from penstock.models.norms import Norm
 from penstock.models.weights import DecoderWeights, LayerWeights, load_decoder
@@ -47,12 +46,14 @@ class Decoder:
         return cls(config, load_decoder(entries, config, names, dtype, form, positions), dtype, positions)
 
     def new_cache(self, num_blocks: int, block_size: int) -> KVCache:
-        """An empty cache. Zeroed, because stale infinities would poison the padding of attention."""
+        """An empty cache."""
         shape = (num_blocks, self.config.num_kv_heads, block_size, self.config.head_width)
-        return [
-            (zeros_on_demand(shape, self.dtype, huge=True), zeros_on_demand(shape, self.dtype, huge=True))
-            for _ in range(self.config.num_layers)
-        ]
+        return empty_cache(self.config.num_layers, shape, self.dtype)
+
+    @property
+    def span_rope(self) -> RopeConfig | None:
+        """The rotation whose angles depend on more than the position, if any."""
+        return self.config.span_rope
 
     def forward(self, step: StepInputs, cache: KVCache, watch: Callable[[int, Tensor], None] | None = None) -> Tensor:
         """One step over a flat batch of runs; writes the cache. Returns [R, hidden], before the final norm, of the rows

@@ -1,4 +1,4 @@
-"""What the engine asks of a model, whoever computes it."""
+"""What the engine asks of a model, whoever computes it: a decoder, an encoder and a decoder, transformers."""
 
 from __future__ import annotations
 
@@ -11,30 +11,24 @@ from penstock.kernels.rotary import RopeConfig
 from penstock.models.inputs import KVCache, StepInputs
 
 
-class ModelConfig(Protocol):
-    """What the engine asks of a model's description."""
-
-    @property
-    def span_rope(self) -> RopeConfig | None:
-        """The rotation whose angles depend on more than the position, if any."""
-        ...
-
-
 class Model(Protocol):
     """A model that computes steps over a cache of blocks."""
 
     @property
-    def config(self) -> ModelConfig: ...
+    def span_rope(self) -> RopeConfig | None:
+        """The rotation whose angles depend on more than the position (see RopeConfig.span_limit), if any."""
+        ...
 
     def new_cache(self, num_blocks: int, block_size: int) -> KVCache:
         """An empty cache of so many blocks."""
         ...
 
     def forward(self, step: StepInputs, cache: KVCache, watch: Callable[[int, Tensor], None] | None = None) -> Tensor:
-        """One step. Returns a row for each that is wanted, in their order: what `logits` takes.
+        """One step over a flat batch of runs; writes the cache. Returns a row for each that is wanted, in their order:
+        what `logits` takes.
 
-        watch: is shown the step's hidden states, [T, hidden] each: 0 is what goes into the first layer, i what comes
-        out of the i-th, the last of them behind the final norm.
+        watch: is shown the step's hidden states, [T, hidden] each: 0 is what goes into the first layer (of the encoder
+        where there is one), i what comes out of the i-th, the last of them behind the final norm.
         """
         ...
 

@@ -164,7 +164,7 @@ class Launch:
             if self._visitor is not None:
                 visit = asyncio.to_thread(self._visitor, self._listener.url, self._listener.uds, self._key_file)
                 await _first(asyncio.ensure_future(visit), stopping, giving_up)
-            self._show_block()
+            self._show_block(template is not None)
             await _first(stopping, giving_up, serving)
             if self._engine.failure is not None:
                 raise self._engine.failure
@@ -209,9 +209,9 @@ class Launch:
     def _key_file(self) -> Path | None:
         return None if self._keys is None else self._keys.file
 
-    def _show_block(self) -> None:
-        """What to paste, and the line for programs."""
-        announce.block(self._config, self._listener, self._key_file)
+    def _show_block(self, chats: bool) -> None:
+        """What to paste, and the line for programs. chats: the model has a chat template."""
+        announce.block(self._config, self._listener, self._key_file, chats)
         if self._config.json_ready:
             announce.ready_line(self._config, self._listener, self._key_file)
         if self._config.launcher:

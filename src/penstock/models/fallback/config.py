@@ -43,7 +43,6 @@ class TransformersConfig:
     windows: tuple[int | None, ...] = ()
     gated: bool = True
     experts: None = None
-    span_rope: None = None
 
     @property
     def head_width(self) -> int:

@@ -80,6 +80,8 @@ class OwnMemory:
     end before the next, because the model keeps some of its memory in itself.
     """
 
+    span_rope = None
+
     def __init__(self, model: Any) -> None:
         from transformers import GenerationConfig
 

@@ -78,6 +78,8 @@ def _rows(x: Tensor, width: int, like: Tensor) -> Tensor:
 class PagedTransformer:
     """A causal language model of transformers behind the interface of our decoder."""
 
+    span_rope = None
+
     def __init__(self, model: Any, attention: PagedAttention, calls: tuple[Call, ...], dtype: torch.dtype) -> None:
         self._model, self._attention, self._calls, self._dtype = model, attention, calls, dtype
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters

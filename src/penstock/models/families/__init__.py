@@ -17,6 +17,7 @@ from penstock.hub.config import read_config, read_settings
 from penstock.kernels.norms import ACTIVATIONS
 from penstock.models.config import DecoderConfig, WeightMap
 from penstock.models.family import Family
+from penstock.models.reader import refuse_quantized
 
 FAMILIES: dict[str, Family] = {}
 for _module in pkgutil.iter_modules(__path__):
@@ -39,7 +40,7 @@ def describe(
             f"unsupported architecture: {asked} (model_type {kind!r})",
             f"supported model types: {', '.join(FAMILIES)}",
         )
-    check_unquantized(raw)
+    refuse_quantized(raw)
     config, names = FAMILIES[str(kind)].read(raw)
     _check(config)
     if rope_scaling or rope_factor:
@@ -51,17 +52,6 @@ def is_described(raw: Mapping[str, Any]) -> bool:
     """Whether a family describes the model of this config.json."""
     kind = raw.get("model_type")
     return isinstance(kind, str) and kind in FAMILIES
-
-
-def check_unquantized(raw: Mapping[str, Any]) -> None:
-    """Raise ModelError for a checkpoint that config.json says is quantized."""
-    settings = raw.get("quantization_config")
-    if settings:
-        method = settings.get("quant_method") if isinstance(settings, dict) else settings
-        raise ModelError(
-            f"the checkpoint is quantized ({method}), which is not supported yet",
-            hint="use the unquantized checkpoint of the same model",
-        )
 
 
 def _check(config: DecoderConfig) -> None:
