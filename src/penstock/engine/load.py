@@ -22,25 +22,29 @@ from penstock.hub.checkpoint import TensorEntry
 from penstock.hub.weights import read_weights
 from penstock.kernels import products
 from penstock.kernels.attention import SCORES
-from penstock.models.config import DecoderConfig, WeightMap
+from penstock.models.config import DecoderConfig, VisionConfig, WeightMap
 from penstock.models.decoder import Decoder
-from penstock.models.families import describe
+from penstock.models.families import describe, describe_vision
 from penstock.models.inputs import KVCache
+from penstock.models.vision import VisionTower, tower_entries
 from penstock.plan.memory import Footprint, KVPlan, human, longest_that_fits, plan_kv
 from penstock.plan.work import StepCost
 
 HEAD_ROWS = 64  # rows of scores at a time where every prompt position is scored
+_TOWER_BYTES = 2**28  # what a vision tower's intermediate results may take: pieces of an image, a layer at a time
 _STEP_TOKENS = 2048  # default budget of a step: enough rows for full speed of the matrix products
 
 
 @dataclass
 class LoadedModel:
-    """A decoder, its empty cache and what they allow."""
+    """A decoder, its empty cache and what they allow; of a model that takes images also how, and its tower."""
 
     decoder: Decoder
     cache: KVCache
     limits: Limits
     cost: StepCost
+    vision: VisionConfig | None = None
+    tower: VisionTower | None = None
 
 
 def load_model(config: EngineConfig, on_stage: Callable[[Stage], None]) -> LoadedModel:
@@ -54,11 +58,14 @@ def load_model(config: EngineConfig, on_stage: Callable[[Stage], None]) -> Loade
     entries = None if config.dummy_weights else read_weights(folder)
     name, dtype, text = _choose_format(config, decoder_config, names, entries)
     form = FORMATS[name]
+    vision = describe_vision(folder)
     weight_bytes = _weight_bytes(entries, decoder_config, names, dtype, form)
-    clock.done("model", f"{decoder_config.family} decoder {text}")
+    if vision is not None and entries is not None:
+        weight_bytes += sum(prod(e.shape) for e in tower_entries(entries, names).values()) * dtype.itemsize
+    clock.done("model", f"{decoder_config.family} decoder {text}{'' if vision is None else '; takes images'}")
 
     cost = StepCost.of(decoder_config, form.weight_bytes or dtype.itemsize, dtype.itemsize)
-    limits, plan = _fit(config, decoder_config, dtype, weight_bytes, cost.weight_size)
+    limits, plan = _fit(config, decoder_config, dtype, weight_bytes, cost.weight_size, vision)
     kv_token = plan.kv_bytes // (plan.num_blocks * plan.block_size)
     kv_text = (
         f"{plan.num_blocks * plan.block_size} tokens x {human(kv_token)} = {human(plan.kv_bytes)} "
@@ -66,12 +73,13 @@ def load_model(config: EngineConfig, on_stage: Callable[[Stage], None]) -> Loade
     )
     clock.done("KV memory", f"weights {human(weight_bytes)} + KV {kv_text}")
 
+    tower = None if vision is None else VisionTower.load(folder, entries, names, dtype)
     decoder = Decoder.load(entries, decoder_config, names, dtype, limits.max_total_tokens, form)
     keep_freed_memory()  # from here on: what loading frees is not needed again
     cache = decoder.new_cache(plan.num_blocks, plan.block_size)
     kind = "random weights (--dummy-weights)" if entries is None else "weights"
     clock.done("load", f"{human(weight_bytes)} of {kind}, {torch.get_num_threads()} threads")
-    return LoadedModel(decoder, cache, limits, cost)
+    return LoadedModel(decoder, cache, limits, cost, vision, tower)
 
 
 def _choose_format(
@@ -129,7 +137,12 @@ def _weight_bytes(
 
 
 def _fit(
-    config: EngineConfig, decoder: DecoderConfig, dtype: torch.dtype, weight_bytes: int, weight_size: float
+    config: EngineConfig,
+    decoder: DecoderConfig,
+    dtype: torch.dtype,
+    weight_bytes: int,
+    weight_size: float,
+    vision: VisionConfig | None,
 ) -> tuple[Limits, KVPlan]:
     """Derive every limit that was not given, and check that it all fits."""
     rows = config.max_batch_size or min(config.max_concurrent_requests, 128)
@@ -140,7 +153,7 @@ def _fit(
         raise UsageError("the memory fraction and --watermark-gamma are shares: above 0, at most 1")
     kv_token = decoder.kv_elements * dtype.itemsize
     step = _step_bytes(decoder, dtype, budget, rows, config.max_total_tokens or decoder.max_positions)
-    footprint = Footprint(weight_bytes, kv_token, step)
+    footprint = Footprint(weight_bytes, kv_token, step + (0 if vision is None else _TOWER_BYTES))
     available = available_bytes()
 
     asked = max(config.max_total_tokens or 0, (config.max_input_tokens or 0) + 1)
@@ -161,6 +174,8 @@ def _fit(
         rows,
     )
     inputs = config.max_input_tokens or total - 1
+    if vision is not None and vision.whole:  # such a prompt is computed in one step, and inside every window
+        inputs = min(inputs, budget, *(window for window in decoder.windows if window is not None))
     if inputs >= total:
         raise UsageError(f"`max_input_tokens`({inputs}) must be < `max_total_tokens`({total})")
     limits = Limits(
@@ -176,6 +191,7 @@ def _fit(
         num_layers=decoder.num_layers,
         hidden_size=decoder.hidden_size,
         weight_size=weight_size,
+        image_token=None if vision is None else vision.image_token,
     )
     return limits, plan
 

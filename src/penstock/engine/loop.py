@@ -18,6 +18,7 @@ from penstock.engine.block_pool import BlockPool
 from penstock.engine.config import EngineConfig
 from penstock.engine.grammar import Cursor, Grammars
 from penstock.engine.held import HeldRows
+from penstock.engine.images import Eyes, PromptImages
 from penstock.engine.load import LoadedModel, load_model
 from penstock.engine.prompt import Watch, is_broken, read_prompts, report
 from penstock.engine.request import (
@@ -68,6 +69,8 @@ class EngineLoop:
         self._grammars = Grammars(Path(config.model_path), model.limits.vocab_size, model.limits.eos_ids)
         self._beginning: dict[Sequence, Future[Cursor]] = {}  # sequences whose grammar is being made
         self._held = HeldRows()
+        self._vision = model.vision
+        self._eyes = None if model.tower is None else Eyes(model.tower)
         self._failures = 0
         self.stats = EngineStats(total_blocks=model.limits.num_blocks)
 
@@ -99,7 +102,11 @@ class EngineLoop:
         if request.id in self._sequences:
             raise InvalidRequest(f"a request with id {request.id} is already running")
         validate(request, self.limits)
-        sequence = Sequence.of(request, next(self._numbers), self._nonce, self._span_rope, self._eos)
+        images = PromptImages(request, self._vision) if self._vision is not None and request.images else None
+        whole = images is not None and self._vision is not None and self._vision.whole
+        sequence = Sequence.of(
+            request, next(self._numbers), self._nonce, self._span_rope, self._eos, images=images, whole=whole
+        )
         if request.embed is not None:
             sequence.states = PromptStates(request.embed, self.limits.num_layers)
         self._sequences[request.id] = sequence
@@ -173,7 +180,7 @@ class EngineLoop:
         since = time.perf_counter()
         ending: list[Sequence] = []
         logits: Tensor | None = None
-        outputs: list[SequenceOutput] = []
+        runs, outputs = self._see(runs)
         if runs:
             step = build_step(runs, self._pool.block_size, self._span_rope is not None)
             watch = Watch(step)
@@ -184,7 +191,7 @@ class EngineLoop:
                 ending = [run.sequence for run in step.ending]
                 logits = self._decoder.logits(hidden[step.ending_rows])
             self._count(runs, len(ending), time.perf_counter() - since)
-            outputs = [self._check_states(part) for part in parts]
+            outputs += [self._check_states(part) for part in parts]
             outputs += [self._end_prompt(run.sequence) for run in step.read]
         patience = max(_PATIENCE, _PATIENCE_SHARE * (time.perf_counter() - since))
         chosen, logits = self._held.exchange(ending, logits, patience)
@@ -193,6 +200,25 @@ class EngineLoop:
         elif not runs:
             self._nap()
         return outputs
+
+    def _see(self, runs: list[Run]) -> tuple[list[Run], list[SequenceOutput]]:
+        """Let the tower see the images of which these runs compute rows. Returns the runs that can be computed, and
+        the ends of those whose images cannot."""
+        seen: list[Run] = []
+        failed: list[SequenceOutput] = []
+        for run in runs:
+            sequence = run.sequence
+            if sequence.images is not None and self._eyes is not None:
+                try:
+                    sequence.images.see(
+                        sequence.computed, sequence.computed + run.length, self._eyes, sequence.request.salt
+                    )
+                except Exception:
+                    log.exception("the vision tower failed")
+                    failed.append(self._fail(sequence, "the model's vision tower cannot take this image"))
+                    continue
+            seen.append(run)
+        return seen, failed
 
     def _count(self, runs: list[Run], scored: int, seconds: float) -> None:
         """The runs are computed, in so many seconds: their tokens count, their full blocks may be shared."""

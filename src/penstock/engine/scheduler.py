@@ -27,6 +27,11 @@ class Run:
         """Whether the run ends at the last known token, so that the next one can be chosen."""
         return self.sequence.computed + self.length == len(self.sequence.ids)
 
+    @property
+    def sees_ahead(self) -> bool:
+        """Whether some of its tokens see later ones."""
+        return self.sequence.computed < self.sequence.whole
+
 
 class Scheduler:
     """Waiting and running sequences, and the pool they share.
@@ -95,6 +100,9 @@ class Scheduler:
             if self.prefix_caching and not sequence.request.reads_prompt:
                 sequence.take_prefix(self.pool)
             length = min(sequence.pending, budget)
+            if sequence.computed + length < sequence.whole:  # it needs a step that takes all of it
+                sequence.drop_blocks(self.pool)
+                return
             # room for all that is known and for the others to grow by a block, so that a sequence is not started only
             # to be preempted half way
             known = -(-len(sequence.ids) // self.pool.block_size) - len(sequence.blocks)

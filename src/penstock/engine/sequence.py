@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import time
+from array import array
 from dataclasses import dataclass, field
+from hashlib import sha256
+
+import msgspec
 
 from penstock.engine.block_pool import BlockPool, block_key, root_key
 from penstock.engine.grammar import Cursor
+from penstock.engine.images import PromptImages
 from penstock.engine.request import EngineRequest
 from penstock.engine.states import PromptStates
 from penstock.kernels.rotary import RopeConfig
@@ -34,6 +39,8 @@ class Sequence:
     states: PromptStates | None = None  # where its hidden states are wanted
     ends: frozenset[int] = frozenset()  # tokens that end it
     cursor: Cursor | None = None  # where it is in its grammar
+    images: PromptImages | None = None
+    whole: int = 0  # so many first tokens are computed together, because they see each other in both directions
 
     @classmethod
     def of(
@@ -43,18 +50,37 @@ class Sequence:
         nonce: bytes,
         rope: RopeConfig | None,
         eos_ids: frozenset[int] = frozenset(),
+        images: PromptImages | None = None,
+        whole: bool = False,
     ) -> Sequence:
         """nonce: random per process, so that block keys cannot be guessed from outside.
 
         rope: the rotation whose angles depend on a prompt's length beyond some context, if any; such prompts share
-        cached blocks only with prompts of the same angles.
+        cached blocks only with prompts of the same angles. whole: all of the prompt's tokens see each other, so that
+        blocks are shared only between equal prompts.
         """
         n = len(request.prompt_ids)
         far = rope is not None and rope.span_limit is not None and n > rope.span_limit
         mark = 0 if rope is None or not far else n if rope.kind == "dynamic" else 1
         root = root_key(nonce, request.salt, mark.to_bytes(8, "little"))
+        if whole:
+            digests = b"" if images is None else b"".join(images.digests)
+            root = root_key(root, sha256(array("q", request.prompt_ids).tobytes()).digest(), digests)
+        if request.images:
+            request = msgspec.structs.replace(request, images=[])  # their pixels are in `images` until they are seen
         ends = frozenset(request.stop_ids) if request.ignore_eos else eos_ids | frozenset(request.stop_ids)
-        return cls(request, root, n, list(request.prompt_ids), n, time.monotonic(), number, ends=ends)
+        return cls(
+            request,
+            root,
+            n,
+            list(request.prompt_ids),
+            n,
+            time.monotonic(),
+            number,
+            ends=ends,
+            images=images,
+            whole=n if whole else 0,
+        )
 
     @property
     def id(self) -> int:
@@ -93,9 +119,10 @@ class Sequence:
         """Keys of the full blocks among the first `tokens` tokens."""
         full = tokens // block_size
         while len(self.keys) < full:
-            start = len(self.keys) * block_size
+            start, stop = len(self.keys) * block_size, (len(self.keys) + 1) * block_size
             parent = self.keys[-1] if self.keys else self.root
-            self.keys.append(block_key(parent, self.ids[start : start + block_size]))
+            media = b"" if self.images is None else self.images.mark(start, stop)
+            self.keys.append(block_key(parent, self.ids[start:stop], media))
         return self.keys[:full]
 
     def take_prefix(self, pool: BlockPool) -> None:

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from penstock.engine.scheduler import Run
 from penstock.kernels.attention import RunGroup
-from penstock.models.inputs import StepInputs, Wanted
+from penstock.models.inputs import ImageRows, StepInputs, Wanted
 
 GATHERED = 2**15  # cached tokens that one group of several runs gathers at most
 
@@ -70,8 +71,42 @@ def build_step(runs: list[Run], block_size: int, with_spans: bool) -> Step:
         slots=torch.tensor(slots),
         groups=list(_groups(runs, block_size)),
         wanted=wanted,
+        axes=_axes(runs, positions),
+        images=_image_rows(runs),
     )
     return Step(runs, inputs, last_rows, ending, ending_rows, read)
+
+
+def _axes(runs: list[Run], positions: list[int]) -> Tensor | None:
+    """The three places of each row, where a run has an image in a model with M-RoPE. positions: of the rows."""
+    turned = [run.sequence.images is not None and run.sequence.images.axes is not None for run in runs]
+    if not any(turned):
+        return None
+    axes = torch.tensor(positions).repeat(3, 1)
+    row = 0
+    for run in runs:
+        images, start = run.sequence.images, run.sequence.computed
+        if images is not None and images.axes is not None:
+            prompt = images.axes[:, start : start + run.length]
+            axes[:, row : row + prompt.shape[1]] = prompt
+            axes[:, row + prompt.shape[1] : row + run.length] += images.shift
+        row += run.length
+    return axes
+
+
+def _image_rows(runs: list[Run]) -> ImageRows | None:
+    """The rows that are parts of images, and their features, which the sequences have already."""
+    rows: list[int] = []
+    parts: list[Tensor] = []
+    row = 0
+    for run in runs:
+        images, start = run.sequence.images, run.sequence.computed
+        if images is not None:
+            offsets, features = images.rows(start, start + run.length)
+            rows += [row + offset for offset in offsets]
+            parts += features
+        row += run.length
+    return ImageRows(torch.tensor(rows), torch.cat(parts)) if rows else None
 
 
 def _blocks(run: Run, block_size: int) -> int:
@@ -93,11 +128,16 @@ def _groups(runs: list[Run], block_size: int, length: int | None = None) -> Iter
     members: list[Run] = []
     start = width = 0
     for i, run in enumerate(runs):
+        if length is None and run.sees_ahead:
+            yield from _ahead(run, start, block_size)
+            start += run.length
+            continue
         members.append(run)
         width = max(width, _blocks(run, block_size))
         following = runs[i + 1] if i + 1 < len(runs) else None
         if (
             following is not None
+            and not (length is None and following.sees_ahead)
             and _kind(length or following.length, following, block_size) == _kind(length or run.length, run, block_size)
             and max(width, _blocks(following, block_size)) * block_size * (len(members) + 1) <= GATHERED
         ):
@@ -109,3 +149,21 @@ def _groups(runs: list[Run], block_size: int, length: int | None = None) -> Iter
         yield RunGroup(start, length or run.length, contexts, blocks)
         start += (length or run.length) * len(members)
         members, width = [], 0
+
+
+def _ahead(run: Run, start: int, block_size: int) -> Iterator[RunGroup]:
+    """The groups of a run whose tokens see each other in both directions, up to the sequence's `whole`.
+
+    Each token is a run of its own whose context is all of them: their keys and values are in the cache before any
+    attends. start: the run's first row.
+    """
+    sequence = run.sequence
+    stop = sequence.computed + run.length
+    blocks = torch.tensor([sequence.blocks[: _blocks(run, block_size)]])
+    rows = min(stop, sequence.whole) - sequence.computed
+    most = max(1, GATHERED // (blocks.shape[1] * block_size))
+    for first in range(0, rows, most):
+        n = min(most, rows - first)
+        yield RunGroup(start + first, 1, [sequence.whole] * n, blocks.repeat(n, 1))
+    if stop > sequence.whole:
+        yield RunGroup(start + rows, stop - sequence.whole, [stop], blocks)

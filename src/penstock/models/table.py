@@ -16,7 +16,8 @@ Made by `python -m penstock.models.table` from `src/penstock/models/families/`; 
 Every decoder-only model below runs on one decoder, in float32, bfloat16 and float16, with its matrices as they are
 or in {formats} (`--quantize`). Greedy float32 output is token-exact against `transformers`, whatever the batch, the
 chunks of a prompt, the prefix cache and the preemptions. What a row says is the family's usual configuration; what
-config.json sets otherwise (biases, windows, norms, rope scaling, tied heads, head sizes) is followed.
+config.json sets otherwise (biases, windows, norms, rope scaling, tied heads, head sizes) is followed. Models "with
+images" take them in prompts ([how](../how-to/images.md)); their vision towers are those of `transformers`.
 
 | model_type | models | positions | norms | residual | attention | MLP |
 |---|---|---|---|---|---|---|
@@ -35,7 +36,7 @@ def _row(model_type: str) -> str:
     config, names = family.read({"model_type": model_type})
     cells = (
         f"`{model_type}`",
-        family.models,
+        family.models + ("; with images" if family.sees else ""),
         _positions(config),
         _norms(config, names),
         "parallel" if config.parallel else "sequential",

@@ -15,7 +15,7 @@ from typing import Any
 from penstock.errors import ModelError, UsageError
 from penstock.hub.config import read_config, read_settings
 from penstock.kernels.norms import ACTIVATIONS
-from penstock.models.config import DecoderConfig, WeightMap
+from penstock.models.config import DecoderConfig, VisionConfig, WeightMap
 from penstock.models.family import Family
 
 FAMILIES: dict[str, Family] = {}
@@ -51,6 +51,13 @@ def describe(
     if rope_scaling or rope_factor:
         config = _override_rope(config, rope_scaling or "linear", rope_factor or 1.0)
     return replace(config, eos_ids=_eos_ids(folder, raw)), names
+
+
+def describe_vision(folder: Path) -> VisionConfig | None:
+    """How the model of a folder that `describe` reads takes images; None where it does not."""
+    raw = read_config(folder)
+    sees = FAMILIES[raw["model_type"]].sees
+    return None if sees is None else sees(raw)
 
 
 def _check(config: DecoderConfig) -> None:
