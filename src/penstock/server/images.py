@@ -78,13 +78,13 @@ class Images:
         self._hold(told.images)
         return Illustrated(told.text, told.special, told.images)
 
-    def check(self, count: int) -> ImageReader:
-        """Raises Refusal 422 where the model takes no images, or not so many."""
+    def check(self, count: int, param: str = "messages") -> ImageReader:
+        """Raises Refusal 422, naming `param`, where the model takes no images, or not so many."""
         if self._reader is None:
-            raise Refusal(422, f"`image_url` is not supported: {self._why}", "not_supported", param="messages")
+            raise Refusal(422, f"`image_url` is not supported: {self._why}", "not_supported", param=param)
         if count > self._config.max_images:
             most = self._config.max_images
-            raise invalid(f"a request may have at most {most} images (--max-images). Given: {count}", "messages")
+            raise invalid(f"a request may have at most {most} images (--max-images). Given: {count}", param)
         return self._reader
 
     def close(self) -> None:

@@ -97,7 +97,7 @@ class Native:
         house = self._house
         pieces, addresses = split_markdown(order.prompt, only_data=not house.images.taken)
         if addresses:
-            house.images.check(len(addresses))
+            house.images.check(len(addresses), "inputs")
         seen = await house.images.prepare(house.images.inline.join(pieces), addresses)
         ids = await house.encode(seen.text, add_special_tokens=seen.special is not False)
         if order.truncate is not None:

@@ -156,7 +156,9 @@ async def read_prompt(house: House, body: wire.ChatRequest) -> Prompt:
     addresses: list[str] = []
     plain = [_plain(n, message, addresses) for n, message in enumerate(body.messages)]
     if addresses:
-        house.images.check(len(addresses))
+        house.images.check(
+            len(addresses), f"messages[{next(n for n, m in enumerate(plain) if _illustrated(m))}].content"
+        )
     messages = conversation(plain, plan, template, f"{house.images.inline}\n")
     variables = dict(body.chat_template_kwargs or {})
     if body.reasoning_effort is not None:
@@ -236,6 +238,10 @@ def _content(place: int, message: wire.ChatMessage, addresses: list[str]) -> str
         text = part.text if isinstance(part, wire.TextPart) else part.refusal
         parts.append({"type": "text", "text": text})
     return parts
+
+
+def _illustrated(message: dict[str, Any]) -> bool:
+    return isinstance(message["content"], list) and {"type": "image"} in message["content"]
 
 
 def _address(part: wire.ImagePart, place: int) -> str:
