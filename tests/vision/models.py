@@ -71,6 +71,21 @@ class Tiny:
 PINPOINTS = [[28, 56], [56, 28], [56, 56], [84, 28], [28, 84]]
 CLIP_PIXELS = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
 LLAVA_SETTINGS = {"patch_size": 7, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+IDEFICS = {
+    "text_config": TEXT,
+    "vision_config": {**CLIP, "model_type": "idefics3_vision", "patch_size": 7},
+    "image_token_id": IMAGE,
+    "scale_factor": 2,
+    "pad_token_id": 1,
+}
+IDEFICS_PIXELS = {"size": {"longest_edge": 84}, "max_image_size": {"longest_edge": 28}}
+IDEFICS_TOKENS = (
+    "<image>",
+    "<fake_token_around_image>",
+    "<global-img>",
+    "<end_of_utterance>",
+    *(f"<row_{y}_col_{x}>" for y in range(1, 4) for x in range(1, 4)),
+)
 TINY: dict[str, Tiny] = {
     "llava": Tiny(
         {"model_type": "llava", "text_config": TEXT, "vision_config": CLIP, "image_token_index": IMAGE},
@@ -100,6 +115,20 @@ TINY: dict[str, Tiny] = {
         {"image_processor_type": "LlavaNextImageProcessor", **CLIP_PIXELS, "image_grid_pinpoints": PINPOINTS},
         LLAVA_SETTINGS,
         processor="LlavaNextProcessor",
+    ),
+    "idefics3": Tiny(
+        {"model_type": "idefics3", **IDEFICS},
+        {"image_processor_type": "Idefics3ImageProcessor", **IDEFICS_PIXELS},
+        {"image_seq_len": 4},
+        IDEFICS_TOKENS,
+        processor="Idefics3Processor",
+    ),
+    "smolvlm": Tiny(
+        {"model_type": "smolvlm", **IDEFICS},
+        {"image_processor_type": "SmolVLMImageProcessor", **IDEFICS_PIXELS},
+        {"image_seq_len": 4},
+        IDEFICS_TOKENS,
+        processor="Idefics3Processor",  # that of SmolVLM needs torchvision; for images the two are alike
     ),
 }
 

@@ -145,4 +145,6 @@ def _paligemma_prompt(model: Model, text: str) -> tuple[str, bool]:
 KINDS = {
     "llava": Kind(_llava),
     "llava_next": Kind(_llava_next),
+    "idefics3": Kind(_idefics3, options={"return_row_col_info": True}),
+    "smolvlm": Kind(_idefics3, options={"return_row_col_info": True}),
 }
