@@ -86,6 +86,27 @@ IDEFICS_TOKENS = (
     "<end_of_utterance>",
     *(f"<row_{y}_col_{x}>" for y in range(1, 4) for x in range(1, 4)),
 )
+QWEN_TEXT = {
+    **TEXT,
+    "use_sliding_window": False,
+    "max_window_layers": 3,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+}
+QWEN = {
+    "image_token_id": IMAGE,
+    "vision_start_token_id": IMAGE + 1,
+    "vision_end_token_id": IMAGE + 2,
+    "video_token_id": IMAGE + 3,
+}
+QWEN_PIXELS = {
+    "image_processor_type": "Qwen2VLImageProcessor",
+    "patch_size": 7,
+    "merge_size": 2,
+    "temporal_patch_size": 2,
+    "size": {"shortest_edge": 14 * 14 * 4, "longest_edge": 14 * 14 * 40},
+}
+QWEN_TOKENS = ("<|image_pad|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>")
+QWEN_TOWER = {"depth": 2, "num_heads": 4, "patch_size": 7, "spatial_merge_size": 2, "temporal_patch_size": 2}
 TINY: dict[str, Tiny] = {
     "llava": Tiny(
         {"model_type": "llava", "text_config": TEXT, "vision_config": CLIP, "image_token_index": IMAGE},
@@ -130,6 +151,39 @@ TINY: dict[str, Tiny] = {
         IDEFICS_TOKENS,
         processor="Idefics3Processor",  # that of SmolVLM needs torchvision; for images the two are alike
     ),
+    "qwen2-vl": Tiny(
+        {
+            "model_type": "qwen2_vl",
+            **QWEN,
+            "text_config": {**QWEN_TEXT, "model_type": "qwen2_vl_text"},
+            "vision_config": {**QWEN_TOWER, "embed_dim": 32, "hidden_size": 64, "mlp_ratio": 2},
+        },
+        QWEN_PIXELS,
+        {},
+        QWEN_TOKENS,
+        ("<|vision_start|>", "<|vision_end|>"),
+        "Qwen2VLProcessor",
+    ),
+    "qwen2.5-vl": Tiny(
+        {
+            "model_type": "qwen2_5_vl",
+            **QWEN,
+            "text_config": {**QWEN_TEXT, "model_type": "qwen2_5_vl_text"},
+            "vision_config": {
+                **QWEN_TOWER,
+                "hidden_size": 32,
+                "out_hidden_size": 64,
+                "intermediate_size": 48,
+                "window_size": 28,
+                "fullatt_block_indexes": [1],
+            },
+        },
+        QWEN_PIXELS,
+        {},
+        QWEN_TOKENS,
+        ("<|vision_start|>", "<|vision_end|>"),
+        "Qwen2_5_VLProcessor",
+    ),
 }
 
 
@@ -164,7 +218,15 @@ def their_processor(folder: Path, name: str) -> ProcessorMixin:
     """transformers' processor, its images read with Pillow as ours are."""
     pixels = AutoImageProcessor.from_pretrained(folder, backend="pil")
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    made: ProcessorMixin = getattr(transformers, TINY[name].processor)(pixels, tokenizer, **TINY[name].settings)
+    kind = getattr(transformers, TINY[name].processor)
+
+    class Still(kind):  # type: ignore[misc, valid-type]
+        """Without a video processor, which needs torchvision."""
+
+        def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+            return argument and super().check_argument_for_proper_class(argument_name, argument)
+
+    made: ProcessorMixin = Still(pixels, tokenizer, **TINY[name].settings)
     return made
 
 

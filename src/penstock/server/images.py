@@ -22,7 +22,14 @@ from penstock.vision.wire import Told
 
 MAX_HELD = 2**29  # bytes of prepared images that requests may hold together
 _TEXT = "this model takes no images"
-TOKENS = {"llava": 32000, "llava_next": 32000, "idefics3": 128257, "smolvlm": 128257}  # placeholders where config.json does not name them
+TOKENS = {
+    "llava": 32000,
+    "llava_next": 32000,
+    "idefics3": 128257,
+    "smolvlm": 128257,
+    "qwen2_vl": 151655,
+    "qwen2_5_vl": 151655,
+}  # placeholders where config.json does not name them
 
 
 @dataclass(frozen=True)

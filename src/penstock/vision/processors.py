@@ -147,4 +147,6 @@ KINDS = {
     "llava_next": Kind(_llava_next),
     "idefics3": Kind(_idefics3, options={"return_row_col_info": True}),
     "smolvlm": Kind(_idefics3, options={"return_row_col_info": True}),
+    "qwen2_vl": Kind(_qwen2_vl, around=("<|vision_start|>", "<|vision_end|>")),
+    "qwen2_5_vl": Kind(_qwen2_vl, around=("<|vision_start|>", "<|vision_end|>")),
 }
