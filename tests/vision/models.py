@@ -86,6 +86,18 @@ IDEFICS_TOKENS = (
     "<end_of_utterance>",
     *(f"<row_{y}_col_{x}>" for y in range(1, 4) for x in range(1, 4)),
 )
+PALIGEMMA = {
+    "vision_config": {**CLIP, "model_type": "siglip_vision_model"},
+    "image_token_index": IMAGE,
+    "projection_dim": 64,
+    "hidden_size": 64,
+    "pad_token_id": 1,
+}
+PALIGEMMA_PIXELS = {
+    "image_processor_type": "SiglipImageProcessor",
+    "size": {"height": 28, "width": 28},
+    "image_seq_length": 16,
+}
 QWEN_TEXT = {
     **TEXT,
     "use_sliding_window": False,
@@ -183,6 +195,22 @@ TINY: dict[str, Tiny] = {
         QWEN_TOKENS,
         ("<|vision_start|>", "<|vision_end|>"),
         "Qwen2_5_VLProcessor",
+    ),
+    "paligemma": Tiny(
+        {"model_type": "paligemma", "text_config": {**TEXT, "model_type": "gemma", "head_dim": 16}, **PALIGEMMA},
+        PALIGEMMA_PIXELS,
+        {},
+        processor="PaliGemmaProcessor",
+    ),
+    "paligemma2": Tiny(
+        {
+            "model_type": "paligemma",
+            "text_config": {**TEXT, "model_type": "gemma2", "head_dim": 16, "sliding_window": 200},
+            **PALIGEMMA,
+        },
+        PALIGEMMA_PIXELS,
+        {},
+        processor="PaliGemmaProcessor",
     ),
 }
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from penstock.engine.config import EngineConfig
 from penstock.engine.loop import EngineLoop
@@ -71,7 +71,7 @@ def cases(folder: Path, name: str, sizes: list[list[tuple[int, int]]] = SIZES) -
             theirs = dict(
                 processor(images=pictures, text=[text], return_tensors="pt")
                 if pictures
-                else processor.tokenizer([text], return_tensors="pt")
+                else AutoTokenizer.from_pretrained(folder)([text], return_tensors="pt")
             )
             assert theirs["input_ids"][0].tolist() == ids
             made.append(Case(ids, [] if told is None else told.images, theirs))

@@ -27,6 +27,7 @@ TOKENS = {
     "llava_next": 32000,
     "idefics3": 128257,
     "smolvlm": 128257,
+    "paligemma": 256000,
     "qwen2_vl": 151655,
     "qwen2_5_vl": 151655,
 }  # placeholders where config.json does not name them

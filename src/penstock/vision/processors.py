@@ -21,10 +21,11 @@ Outputs = Mapping[str, Any]  # of an image processor, for one image
 @dataclass(frozen=True)
 class Model:
     """What the files of a model's folder say. pixels: transformers' image processor; token: the placeholder; settings:
-    of processor_config.json over config.json."""
+    of processor_config.json over config.json; bos: the token that begins a text."""
 
     pixels: Any
     token: str
+    bos: str
     config: Mapping[str, Any]
     settings: Mapping[str, Any]
 
@@ -72,13 +73,18 @@ def load_processor(folder: Path, token: str) -> Processor:
     """The processor of a model's folder. Raises whatever transformers does where its files are no good."""
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-    config = json.loads((folder / "config.json").read_text())
-    path = folder / "processor_config.json"
-    settings = json.loads(path.read_text()) if path.is_file() else {}
+    config, settings = _read(folder / "config.json"), _read(folder / "processor_config.json")
+    bos = _read(folder / "tokenizer_config.json").get("bos_token") or "<bos>"
     pixels = AutoImageProcessor.from_pretrained(
         str(folder), backend="pil", local_files_only=True, trust_remote_code=False
     )
-    return Processor(Model(pixels, token, config, config | settings), KINDS[config["model_type"]])
+    bos = bos["content"] if isinstance(bos, dict) else bos
+    return Processor(Model(pixels, token, bos, config, config | settings), KINDS[config["model_type"]])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
 
 
 def _llava(model: Model, outputs: Outputs) -> str:
@@ -133,13 +139,13 @@ def _qwen2_vl(model: Model, outputs: Outputs) -> str:
 
 
 def _paligemma(model: Model, _: Outputs) -> str:
-    return model.token * int(model.pixels.image_seq_length)
+    return model.token * int(model.pixels.image_seq_length)  # preprocessor_config.json has it
 
 
 def _paligemma_prompt(model: Model, text: str) -> tuple[str, bool]:
     """Images, then the beginning of a sequence, then the task, then the end of a line."""
     end = text.rfind(model.token) + len(model.token)
-    return f"{text[:end]}<bos>{text[end:]}\n", False
+    return f"{text[:end]}{model.bos}{text[end:]}\n", False
 
 
 KINDS = {
@@ -147,6 +153,7 @@ KINDS = {
     "llava_next": Kind(_llava_next),
     "idefics3": Kind(_idefics3, options={"return_row_col_info": True}),
     "smolvlm": Kind(_idefics3, options={"return_row_col_info": True}),
+    "paligemma": Kind(_paligemma, finish=_paligemma_prompt),
     "qwen2_vl": Kind(_qwen2_vl, around=("<|vision_start|>", "<|vision_end|>")),
     "qwen2_5_vl": Kind(_qwen2_vl, around=("<|vision_start|>", "<|vision_end|>")),
 }
