@@ -103,7 +103,7 @@ class EngineLoop:
             raise InvalidRequest(f"a request with id {request.id} is already running")
         validate(request, self.limits)
         images = PromptImages(request, self._vision) if self._vision is not None and request.images else None
-        whole = images is not None and self._vision is not None and self._vision.whole
+        whole = self._vision is not None and (self._vision.whole if request.images else self._vision.whole_text)
         sequence = Sequence.of(
             request, next(self._numbers), self._nonce, self._span_rope, self._eos, images=images, whole=whole
         )

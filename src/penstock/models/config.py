@@ -179,12 +179,14 @@ class VisionConfig:
 
     image_token: the id that stands in a prompt for each row of an image. merge: the side of the square of patches that
     becomes one row, where rotary positions follow the image's height and width (M-RoPE); None where they count on.
-    whole: the tokens of a prompt with images see each other in both directions.
+    whole: the tokens of a prompt with images see each other in both directions; whole_text: and so do those of one
+    without.
     """
 
     image_token: int
     merge: int | None = None
     whole: bool = False
+    whole_text: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import PIL.Image
 
 from penstock.engine.request import IMAGE_ARRAYS
@@ -62,7 +63,10 @@ class Processor:
         """The arrays that the tower takes, and the text for the placeholder's place. Raises what the image processor
         does."""
         outputs = self._model.pixels([image], return_tensors="np", **(self._kind.options or {}))
-        return {name: outputs[name] for name in IMAGE_ARRAYS if name in outputs}, self._kind.words(self._model, outputs)
+        arrays = {name: np.asarray(outputs[name]) for name in IMAGE_ARRAYS if name in outputs}
+        if "pixel_attention_mask" in arrays:  # 64 bits say what one can
+            arrays["pixel_attention_mask"] = arrays["pixel_attention_mask"].astype(np.bool_)
+        return arrays, self._kind.words(self._model, outputs)
 
     def finished(self, text: str) -> tuple[str, bool | None]:
         """The prompt as it is tokenized; see Kind.finish."""

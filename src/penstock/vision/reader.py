@@ -18,8 +18,8 @@ from penstock.errors import InvalidRequest
 from penstock.vision.wire import Ask, Limits, RawImage, Setup, Started, Told, frame, receive
 
 T = TypeVar("T")
-START_SECONDS = 60.0
-READ_SECONDS = 30.0  # the child ends a request by itself before
+START_SECONDS = 150.0
+READ_SECONDS = 60.0  # the child ends a request by itself before
 
 
 class ImagesRefused(InvalidRequest):

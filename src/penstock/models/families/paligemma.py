@@ -36,9 +36,14 @@ def read(raw: Mapping[str, Any]) -> tuple[DecoderConfig, WeightMap]:
 
 
 def sees(raw: Mapping[str, Any]) -> VisionConfig:
-    """How it takes images: one token repeated, before a prompt that is seen as a whole."""
-    c = ConfigReader(raw)
-    return VisionConfig(c.integer("image_token_index", c.integer("image_token_id", IMAGE_TOKEN)), whole=True)
+    """How it takes images: one token repeated, before a prompt that is seen as a whole.
+
+    Without images transformers does the same with a Gemma 1 and not with a Gemma 2, and so do we.
+    """
+    c, text = ConfigReader(raw), text_config(raw)
+    token = c.integer("image_token_index", c.integer("image_token_id", IMAGE_TOKEN))
+    both = text.get("model_type", "gemma") == "gemma" and text.get("use_bidirectional_attention") is not False
+    return VisionConfig(token, whole=True, whole_text=both)
 
 
 FAMILIES = {"paligemma": Family("PaliGemma 1 and 2", read, sees)}
