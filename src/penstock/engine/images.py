@@ -114,8 +114,7 @@ class Eyes:
                 name: torch.from_numpy(np.frombuffer(a.data, _DTYPES[a.dtype]).reshape(a.shape).copy())
                 for name, a in image.arrays.items()
             }
-            found = self._tower(arrays)
-            if len(found) != image.tokens:
-                raise ValueError(f"the tower made {len(found)} rows of an image that was said to have {image.tokens}")
-            self._seen[key] = found
+            found = self._seen[key] = self._tower(arrays)
+        if len(found) != image.tokens:
+            raise ValueError(f"the tower made {len(found)} rows of an image that was said to have {image.tokens}")
         return found

@@ -6,15 +6,16 @@ import http.client
 import ipaddress
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from urllib.parse import urljoin, urlsplit
 
 from penstock.errors import InvalidRequest
 
 SECONDS = 10.0  # for all of it
 REDIRECTS = 3  # on the same host
-_CHUNK = 1 << 16
 _MOVED = (301, 302, 303, 307, 308)
 
 Connect = Callable[[str, int, float], socket.socket]  # host, port, seconds -> an encrypted connection
@@ -76,8 +77,10 @@ def _get(address: str, host: str, most: int, until: float, connect: Connect) -> 
     """The body of a GET, or where it has moved to."""
     parts = urlsplit(address)
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    connection = http.client.HTTPSConnection(host, timeout=_left(until))
-    connection.sock = connect(host, 443, _left(until))
+    connection = http.client.HTTPSConnection(host)
+    connection.sock = sock = connect(host, 443, _left(until))
+    ending = threading.Timer(_left(until), _hang_up, (sock,))  # a byte now and then is no way around it
+    ending.start()
     try:
         connection.request("GET", path, headers={"Accept": "image/*", "Connection": "close"})
         answer = connection.getresponse()
@@ -85,15 +88,19 @@ def _get(address: str, host: str, most: int, until: float, connect: Connect) -> 
             return answer.getheader("location") or "/"
         if answer.status != 200:
             raise InvalidRequest(f"the image at {host} cannot be fetched (status {answer.status})")
-        data = bytearray()
-        while chunk := answer.read1(_CHUNK):
-            data += chunk
-            if len(data) > most:
-                raise InvalidRequest(f"the image at {host} has more than {most} bytes (--max-image-bytes)")
-            connection.sock.settimeout(_left(until))
-        return bytes(data)
+        data = answer.read(most + 1)
+        _left(until)
+        if len(data) > most:
+            raise InvalidRequest(f"the image at {host} has more than {most} bytes (--max-image-bytes)")
+        return data
     finally:
+        ending.cancel()
         connection.close()
+
+
+def _hang_up(sock: socket.socket) -> None:
+    with suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
 
 
 def _left(until: float) -> float:
