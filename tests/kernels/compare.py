@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from penstock.kernels import native, products, sampling
 from penstock.kernels.attention import RunGroup, _attend, _Rule, alibi_table
+from penstock.kernels.mask import Mask
 from penstock.kernels.norms import ACTIVATIONS
 from penstock.kernels.rotary import rotate
 
@@ -97,14 +98,16 @@ def restricted(rng: random.Random, dtype: torch.dtype) -> None:
     m, n = rng.choice([1, 3, 33]), rng.choice([1, 7, 32, 100, 3001])
     x = torch.randn(m, n).to(dtype)
     x[0, rng.randrange(n)] = float("nan")
-    masks: list[np.ndarray | None] = []
+    masks: list[Mask | None] = []
     withheld = [rng.sample(range(n), rng.choice([0, 0, 1, min(n, 5)])) for _ in range(m)]
     for ids in withheld:
         bits = np.random.default_rng(rng.randrange(99)).integers(0, 2**32, -(-n // 32), dtype=np.uint32)
         few = np.zeros_like(bits)
         for i in ids[:2]:
             few[i // 32] |= np.uint32(1 << i % 32)
-        masks.append(rng.choice([None, bits, few] if n > 5 else [bits, few]))
+        masks.append(None if n > 5 and rng.random() < 1 / 3 else Mask(n))
+        if (mask := masks[-1]) is not None:
+            mask.bits[:] = rng.choice([bits, few])
     got, expected = x.clone(), x.clone()
     native.restrict(got, masks, withheld)
     sampling.restrict_plainly(expected, masks, withheld)

@@ -6,6 +6,8 @@ import asyncio
 import os
 import random
 import struct
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,15 @@ def test_too_many_get_429_at_once(start_server: StartServer, long_llama: Path) -
     assert server.metric('tgi_request_failure{err="dropped"}') == 2
 
 
+def open_sockets(files: Path) -> int:
+    """Among the files that a process holds open, at /proc/PID/fd."""
+    count = 0
+    for link in files.iterdir():
+        with suppress(FileNotFoundError):  # closed in the meantime
+            count += str(link.readlink()).startswith("socket:")
+    return count
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", ["plain", "four answers", "grammar", "shared prefix"])
 def test_random_disconnects_leak_nothing(start_server: StartServer, long_llama: Path, kind: str) -> None:
@@ -114,7 +125,7 @@ def test_random_disconnects_leak_nothing(start_server: StartServer, long_llama: 
         count, at_once = 2000, 200
     flags = ["--max-batch-total-tokens", "65536", "--max-batch-size", "16", "--max-concurrent-requests", "1024"]
     server = start_server(long_llama, *flags)
-    sockets = Path(f"/proc/{server.process.pid}/fd")
+    files = Path(f"/proc/{server.process.pid}/fd")
     rng = random.Random(11)
     texts = prompts(50)
 
@@ -152,10 +163,14 @@ def test_random_disconnects_leak_nothing(start_server: StartServer, long_llama: 
         await asyncio.gather(*(one(n) for n in range(count)))
 
     server.post("/generate", {"inputs": "warm", "parameters": {"max_new_tokens": 1}})
-    before = len(list(sockets.iterdir()))
+    before = open_sockets(files)
     asyncio.run(storm())
     server.wait_idle(2)
-    assert len(list(sockets.iterdir())) <= before + 2
+    until = time.monotonic() + 5
+    while open_sockets(files) > before + 1:  # the process that tries grammars out has one
+        assert time.monotonic() < until, open_sockets(files)
+        time.sleep(0.05)
+    assert len(list(files.iterdir())) < before + 30  # pipes to the few processes that render templates
     free = server.metric('penstock_kv_blocks{state="free"}') + server.metric('penstock_kv_blocks{state="cached"}')
     assert free == server.metric("penstock_kv_blocks_capacity")
     assert server.post("/generate", {"inputs": "a", "parameters": {"max_new_tokens": 1}}).status == 200

@@ -88,8 +88,11 @@ def script(workers: Workers) -> str:
         model = shlex.quote(workers.model)
         lines += [
             "# The model comes to this node once; jobs that find it there use it, and the last one removes it.",
-            "SECONDS=0",
-            f'staged=$({python} stage {model}) && set -- --staged "$staged" --staging-seconds "$SECONDS"',
+            "began=${EPOCHREALTIME/[.,]/}",  # microseconds
+            f"if staged=$({python} stage {model}); then",
+            '    took="$((${EPOCHREALTIME/[.,]/} - began))e-6"',
+            '    set -- --staged "$staged" --staging-seconds "$took"',
+            "fi",
             f"trap '{python} stage --clean {model}' EXIT",
             "",
         ]

@@ -21,17 +21,17 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from penstock.engine.matcher import Vocabulary
 from penstock.errors import InvalidRequest
+from penstock.kernels.mask import Mask
 
 log = logging.getLogger("penstock.engine")
 
 SLOW_SECONDS = 0.005  # of a processor; a cursor that once took longer goes to the slow lane, for good
 _QUICK_SECONDS = 0.0001  # a move that took less is made on the spot the next time ...
-_HELD_UP = 0.001  # ... unless one of the cursor's moves once took this long
+_HELD_UP = 0.001  # ... unless one of the cursor's moves once took this long, ...
+_PARDONS = 3  # ... or as many did by the wall clock, which may be a neighbour's fault
+_WARY = 64  # choices without a guess, at most, after several that were wrong
 _KEPT, _KEPT_CHARACTERS = 64, 2**21  # fresh matchers kept for the next request with the same grammar
 _MAKERS = 2
 _POLITE = 10  # niceness of what is not waited for by everybody
@@ -42,19 +42,22 @@ class Cursor:
 
     forced: the tokens that must come next, one way to spell the only text that may; valid once `ready`.
     ends: the tokens that end a text; they are allowed where the grammar may end.
+    withheld: the same, in a list.
     error: why the grammar failed; it then allows nothing.
     """
 
     def __init__(self, matcher: Any, width: int, ends: frozenset[int]) -> None:
-        self.ends = ends
+        self.ends, self.withheld = ends, list(ends)
         self.forced: list[int] = []
         self.error: str | None = None
         self.slow = False
         self.quick = False
-        self._bits: NDArray[np.uint32] = np.zeros(-(-width // 32), np.uint32)
-        self._address = self._bits.ctypes.data
-        self._masked = False  # the bits are those of this place
-        self._steady = True  # never took long
+        self._misses = 0  # guesses in a row that were wrong
+        self._wary = 0  # choices to go before the next one
+        self._mask = Mask(width)
+        self._masked = False  # the mask is that of this place
+        self._taken: int | None = None  # a token that the matcher has consumed before it was chosen
+        self._pardons = _PARDONS
         self._matcher = matcher
         self._moved = False
         self._batch = threading.Event()  # set when those are done that a lane moves together with this one
@@ -70,51 +73,57 @@ class Cursor:
             self._batch.wait(seconds)
         return self._moved
 
+    def guesses(self) -> bool:
+        """Whether to `take` the likeliest token of all rather than to make a mask: where the last guess was good."""
+        if self._wary:
+            self._wary -= 1
+            return False
+        return self.quick and not self._masked and self.error is None
+
+    def take(self, token_id: int) -> bool:
+        """Consume a token if it may come."""
+        self._do(self._try, token_id)
+        self._misses = 0 if self._taken is not None else self._misses + 1
+        self._wary = min(2**self._misses - 1, _WARY)
+        return self._misses == 0
+
     def move(self, token_id: int | None) -> None:
-        """Consume a token, if there is one, and what is forced behind it. The mask of a quick cursor is left until
-        somebody asks: it often need not be made."""
-
-        def work() -> None:
-            if token_id is not None:
-                self._matcher.consume_token(token_id)
-            self.forced = self._matcher.compute_ff_tokens()
-            if self.forced:
-                self._matcher.consume_tokens(self.forced)
-            if not self.quick:
-                self._make_mask()
-
+        """Consume a token, if there is one that was not taken, and what is forced behind it. The mask of a quick cursor
+        is left until somebody asks, if the next token will be guessed."""
         self._masked = False
-        self._do(work)
+        self._do(self._advance, token_id)
         self._moved = True
 
-    def mask(self) -> NDArray[np.uint32]:
-        """What may come after the forced tokens, one bit a token, lowest first."""
+    def mask(self) -> Mask:
+        """What may come after the forced tokens."""
         if not self._masked:
-            self._do(self._make_mask)
-        return self._bits
+            self._do(self._make_mask, None)
+        return self._mask
 
-    def likely_allows(self, token_id: int) -> bool:
-        """Whether a token may come, if that can be told for less than the mask; else False."""
-        if self._masked or self.error is not None:
-            return False
-        allowed = 0
+    def _try(self, token_id: int | None) -> None:
+        self._taken = token_id if self._matcher.try_consume_tokens([token_id]) == 1 else None
 
-        def work() -> None:
-            nonlocal allowed
-            allowed = self._matcher.validate_tokens([token_id])
+    def _advance(self, token_id: int | None) -> None:
+        if token_id != self._taken:
+            self._matcher.consume_token(token_id)
+        self._taken = None
+        self.forced = self._matcher.compute_ff_tokens()
+        if self.forced:
+            self._matcher.consume_tokens(self.forced)
+        if self._wary or not self.quick:
+            self._make_mask(None)
 
-        self._do(work)
-        return allowed == 1
-
-    def _make_mask(self) -> None:
-        self._matcher.unsafe_compute_mask_ptr(self._address, self._bits.nbytes)
+    def _make_mask(self, _token_id: int | None) -> None:
+        self._matcher.unsafe_compute_mask_ptr(self._mask.address, self._mask.bits.nbytes)
         self._masked = True
 
-    def _do(self, work: Callable[[], None]) -> None:
-        """Run the library, keep its failures, and note how long it took."""
-        began = time.thread_time()
+    def _do(self, work: Callable[[int | None], None], token_id: int | None) -> None:
+        """Run the library, keep its failures, and note how long it took: by the wall clock while it is quick, which
+        costs a tenth of the thread's own; that one then tells an expensive grammar from a busy machine."""
+        clock = time.perf_counter if self.quick else time.thread_time
+        began = clock()
         try:
-            work()
+            work(token_id)
             if self._matcher.is_error():
                 self.error = "the grammar is too complex to follow"
                 log.info("a grammar failed: %s", self._matcher.stop_reason())
@@ -122,13 +131,13 @@ class Cursor:
             self.error = "the grammar failed"
             log.warning("a grammar failed: %s", type(error).__name__)
         if self.error is not None:
-            self._bits[:] = 0
-            self._masked = True
-            self.forced = []
-        took = time.thread_time() - began
-        self.slow |= took > SLOW_SECONDS
-        self._steady &= took < _HELD_UP
-        self.quick = self._steady and took < _QUICK_SECONDS
+            self._mask.bits[:] = 0
+            self._masked, self._taken, self.forced = True, None, []
+        took = clock() - began
+        if took > _HELD_UP:
+            self._pardons -= 1 if self.quick else _PARDONS
+            self.slow |= not self.quick and took > SLOW_SECONDS
+        self.quick = self._pardons > 0 and took < _QUICK_SECONDS
 
 
 @dataclass(frozen=True)
@@ -150,10 +159,14 @@ class Lanes:
 
     def move(self, moves: list[tuple[Cursor, int]]) -> None:
         """Let each cursor take its token. Its next mask is computed in the meantime, or at once where that is quick."""
-        beside = [move for move in moves if not move[0].quick]
+        beside = []
         for cursor, token_id in moves:
             if cursor.quick:
                 cursor.move(token_id)
+            else:
+                beside.append((cursor, token_id))
+        if not beside:
+            return
         for queue, slow in ((self._quick, False), (self._slow, True)):
             batch = _Batch([move for move in beside if move[0].slow == slow], threading.Event())
             if batch.moves:

@@ -189,7 +189,8 @@ class EngineLoop:
             parts = read_prompts(step, hidden, self._decoder, watch)
             if step.ending:
                 ending = [run.sequence for run in step.ending]
-                logits = self._decoder.logits(hidden[step.ending_rows])
+                last = hidden if len(ending) == len(hidden) else hidden[torch.tensor(step.ending_rows)]
+                logits = self._decoder.logits(last)
             self._count(runs, len(ending), time.perf_counter() - since)
             outputs += [self._check_states(part) for part in parts]
             outputs += [self._end_prompt(run.sequence) for run in step.read]
@@ -281,9 +282,11 @@ class EngineLoop:
                 moves.append((sequence.cursor, token.id))
         self._grammars.move(moves)
         for sequence, output in outputs.items():
-            self._held.drop(sequence)
-            if sequence.cursor is not None and sequence.cursor.ready():
-                self._append_forced(sequence, sequence.cursor, output)
+            if self._held:
+                self._held.drop(sequence)
+            cursor = sequence.cursor
+            if cursor is not None and cursor.ready() and cursor.forced:
+                self._append_forced(sequence, cursor, output)
         return list(outputs.values())
 
     def _append(self, sequence: Sequence, token: Token, output: SequenceOutput) -> None:

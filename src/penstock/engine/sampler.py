@@ -56,12 +56,10 @@ def choose(logits: Tensor, sequences: list[Sequence], watermark: Watermark) -> l
     logits: [n, vocab] of any float type, row i for sequences[i]; used up. Log-probabilities are of the processed
     scores. A row whose scores are NaN gives the error in place of a token; the others are not touched by it.
     """
-    requests = [s.request for s in sequences]
-    results: list[Token | BrokenScores | None] = [None] * len(requests)
+    results: list[Token | BrokenScores | None] = [None] * len(sequences)
     # rows that take the plain maximum and tell nothing more never leave the type the model computed in
-    bare = [i for i, r in enumerate(requests) if r.sampling.plain and not r.logprobs and not r.top_n_tokens]
-    taken = set(bare)
-    rest = [i for i in range(len(requests)) if i not in taken]
+    bare = [i for i, s in enumerate(sequences) if s.bare]
+    rest = [i for i, s in enumerate(sequences) if not s.bare]
     if bare:
         scores = logits if not rest else logits[bare]
         best, ids = _likeliest(scores, [sequences[i] for i in bare])
@@ -156,16 +154,17 @@ def _likeliest(scores: Tensor, sequences: list[Sequence]) -> tuple[Tensor, Tenso
     """The largest score of each row among what may come, and its place; -inf where nothing may. scores: [n, vocab], may
     be changed -> two [n]
 
-    A grammar is first asked about the likeliest token alone: most often it may come, and no mask need be made.
+    A grammar is first asked about the likeliest token alone: where it may come, no mask need be made.
     """
-    guessing = [i for i, s in enumerate(sequences) if s.cursor is not None and s.cursor.quick]
+    guesses = [(i, s, s.cursor) for i, s in enumerate(sequences) if s.cursor is not None and s.cursor.guesses()]
     fine: set[int] = set()
-    if guessing:
+    if guesses:
         best, ids = largest(scores)
-        for i in guessing:
-            token_id, cursor = int(ids[i]), sequences[i].cursor
-            if best[i] > _EXCLUDED and token_id not in sequences[i].withheld and cursor is not None:
-                fine |= {i} if cursor.likely_allows(token_id) else set()
+        values, likely = best.tolist(), ids.tolist()
+        for i, sequence, cursor in guesses:
+            end = likely[i] in cursor.ends or likely[i] in sequence.ends  # may be withheld
+            if values[i] > _EXCLUDED and not end and cursor.take(likely[i]):
+                fine.add(i)
         if len(fine) == len(sequences):
             return best, ids
     _restrict(scores, sequences, fine)

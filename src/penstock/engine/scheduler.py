@@ -27,11 +27,6 @@ class Run:
         """Whether the run ends at the last known token, so that the next one can be chosen."""
         return self.sequence.computed + self.length == len(self.sequence.ids)
 
-    @property
-    def sees_ahead(self) -> bool:
-        """Whether some of its tokens see later ones."""
-        return self.sequence.computed < self.sequence.whole
-
 
 class Scheduler:
     """Waiting and running sequences, and the pool they share.

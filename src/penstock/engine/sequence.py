@@ -16,6 +16,8 @@ from penstock.engine.request import EngineRequest
 from penstock.engine.states import PromptStates
 from penstock.kernels.rotary import RopeConfig
 
+_NOTHING: list[int] = []
+
 
 @dataclass(eq=False)
 class Sequence:
@@ -38,6 +40,7 @@ class Sequence:
     prompt_top: list[list[tuple[int, float]]] = field(default_factory=list)
     states: PromptStates | None = None  # where its hidden states are wanted
     ends: frozenset[int] = frozenset()  # tokens that end it
+    bare: bool = False  # the raw scores decide alone, and nothing is told of them
     cursor: Cursor | None = None  # where it is in its grammar
     images: PromptImages | None = None
     whole: int = 0  # so many first tokens are computed together, because they see each other in both directions
@@ -69,6 +72,7 @@ class Sequence:
         if request.images:
             request = msgspec.structs.replace(request, images=[])  # their pixels are in `images` until they are seen
         ends = frozenset(request.stop_ids) if request.ignore_eos else eos_ids | frozenset(request.stop_ids)
+        bare = request.sampling.plain and not request.logprobs and not request.top_n_tokens
         return cls(
             request,
             root,
@@ -78,6 +82,7 @@ class Sequence:
             time.monotonic(),
             number,
             ends=ends,
+            bare=bare,
             images=images,
             whole=n if whole else 0,
         )
@@ -111,9 +116,7 @@ class Sequence:
         sequence is ignored, the one that a grammar offers."""
         if self.generated < self.request.min_new_tokens:
             return list(self.ends if self.cursor is None else self.ends | self.cursor.ends)
-        if self.cursor is not None and self.request.ignore_eos:
-            return list(self.cursor.ends)
-        return []
+        return self.cursor.withheld if self.cursor is not None and self.request.ignore_eos else _NOTHING
 
     def full_keys(self, block_size: int, tokens: int) -> list[bytes]:
         """Keys of the full blocks among the first `tokens` tokens."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from penstock.kernels.attention import RunGroup
 from penstock.models.inputs import ImageRows, StepInputs, Wanted
 
 GATHERED = 2**15  # cached tokens that one group of several runs gathers at most
+_WORTHWHILE = 1.5  # rows of a step to those that are wanted, from where on the last layer leaves the others out
+_FEW, _SINGLY = 8, 2**11  # tokens of a run that may go one by one, and the cached ones that may be read again for it
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ def build_step(runs: list[Run], block_size: int, with_spans: bool) -> Step:
 
     with_spans: the angles of the model's rotary positions depend on the length of the sequence.
     """
-    runs = sorted(runs, key=lambda run: _kind(run.length, run, block_size))
+    cut = sorted(((run, _Piece.of(run, block_size)) for run in runs), key=lambda item: item[1][0].kind)
+    runs = [run for run, _pieces in cut]
     ids: list[int] = []
     positions: list[int] = []
     slots: list[int] = []
@@ -58,18 +62,19 @@ def build_step(runs: list[Run], block_size: int, with_spans: bool) -> Step:
         for run, row in zip(runs, last_rows, strict=True)
         if run.reaches_end and run.sequence.request.max_new_tokens > 0
     ]
-    ends.sort(key=lambda end: _kind(1, end[0], block_size))
-    ending, ending_rows = [run for run, _row in ends], [row for _run, row in ends]
-    wanted = None
-    if len(ends) < len(ids) and not any(run.sequence.reads_prompt for run in runs):
-        wanted = Wanted(torch.tensor(ending_rows, dtype=torch.int64), list(_groups(ending, block_size, length=1)))
+    wanted, ending, ending_rows = None, [run for run, _row in ends], [row for _run, row in ends]
+    if _WORTHWHILE * len(ends) < len(ids) and not any(run.sequence.reads_prompt for run in runs):
+        lasts = [_Piece.last(run, block_size) for run in ending]
+        order = sorted(range(len(ends)), key=lambda i: lasts[i].kind)
+        ending, rows = [ending[i] for i in order], torch.tensor([ending_rows[i] for i in order], dtype=torch.int64)
+        wanted = Wanted(rows, list(_groups([lasts[i] for i in order], block_size)))
         ending_rows = list(range(len(ends)))
     inputs = StepInputs(
         ids=torch.tensor(ids),
         positions=torch.tensor(positions),
         spans=torch.tensor(spans) if with_spans else None,
         slots=torch.tensor(slots),
-        groups=list(_groups(runs, block_size)),
+        groups=list(_groups([piece for _run, pieces in cut for piece in pieces], block_size)),
         wanted=wanted,
         axes=_axes(runs, positions),
         images=_image_rows(runs),
@@ -109,61 +114,60 @@ def _image_rows(runs: list[Run]) -> ImageRows | None:
     return ImageRows(torch.tensor(rows), torch.cat(parts)) if rows else None
 
 
-def _blocks(run: Run, block_size: int) -> int:
-    """Blocks that hold what the run's last token sees."""
-    return -(-(run.sequence.computed + run.length) // block_size)
+class _Piece(NamedTuple):
+    """Rows of a run that attend together: `length` of them, the last of which sees `context` tokens.
 
-
-def _kind(length: int, run: Run, block_size: int) -> tuple[int, int]:
-    """Runs of one kind may share a rectangle: equal length, and contexts within a factor of two, so that one long
-    sequence does not make the short ones beside it pay its length."""
-    return length, (_blocks(run, block_size) - 1).bit_length()
-
-
-def _groups(runs: list[Run], block_size: int, length: int | None = None) -> Iterator[RunGroup]:
-    """Cut the sorted runs into groups of one kind, each gathering a bounded number of tokens.
-
-    length: of the end of each run that attends; None for the whole of it.
+    kind: pieces of one kind may share a rectangle: equal length, and contexts within a factor of two, so that one long
+    sequence does not make the short ones beside it pay its length.
     """
-    members: list[Run] = []
+
+    blocks: list[int]
+    length: int
+    context: int
+    kind: tuple[int, int]
+
+    @classmethod
+    def of(cls, run: Run, block_size: int) -> list[_Piece]:
+        """A run of one token or of many is one piece. One of a few, as a grammar forces them, goes token by token
+        beside those that decode: reading a short context again costs less than a group of its own. And so does one
+        whose tokens see each other in both directions: the keys of all of them are in the cache before any attends."""
+        if run.length == 1:
+            return [cls.last(run, block_size)]
+        end, whole = run.sequence.computed + run.length, run.sequence.whole
+        if run.sequence.computed < whole:
+            return [cls._at(run, 1, max(whole, n), block_size) for n in range(end - run.length + 1, end + 1)]
+        if run.length > _FEW or (run.length - 1) * end > _SINGLY:
+            return [cls._at(run, run.length, end, block_size)]
+        return [cls._at(run, 1, context, block_size) for context in range(end - run.length + 1, end + 1)]
+
+    @classmethod
+    def last(cls, run: Run, block_size: int) -> _Piece:
+        """The run's last token alone."""
+        return cls._at(run, 1, run.sequence.computed + run.length, block_size)
+
+    @classmethod
+    def _at(cls, run: Run, length: int, context: int, block_size: int) -> _Piece:
+        deepest = (run.sequence.computed + run.length - 1) // block_size
+        blocks = run.sequence.blocks[: (context - 1) // block_size + 1]
+        return cls(blocks, length, context, (length, deepest.bit_length()))
+
+
+def _groups(pieces: list[_Piece], block_size: int) -> Iterator[RunGroup]:
+    """Cut the sorted pieces into groups of one kind, each gathering a bounded number of tokens."""
+    members: list[_Piece] = []
     start = width = 0
-    for i, run in enumerate(runs):
-        if length is None and run.sees_ahead:
-            yield from _ahead(run, start, block_size)
-            start += run.length
-            continue
-        members.append(run)
-        width = max(width, _blocks(run, block_size))
-        following = runs[i + 1] if i + 1 < len(runs) else None
+    for i, piece in enumerate(pieces):
+        members.append(piece)
+        width = max(width, len(piece.blocks))
+        following = pieces[i + 1] if i + 1 < len(pieces) else None
         if (
             following is not None
-            and not (length is None and following.sees_ahead)
-            and _kind(length or following.length, following, block_size) == _kind(length or run.length, run, block_size)
-            and max(width, _blocks(following, block_size)) * block_size * (len(members) + 1) <= GATHERED
+            and following.kind == piece.kind
+            and max(width, len(following.blocks)) * block_size * (len(members) + 1) <= GATHERED
         ):
             continue
-        contexts = [m.sequence.computed + m.length for m in members]
-        table = [m.sequence.blocks[:width] for m in members]
         # a row is filled up with its own last block: nobody else's numbers come near it
-        blocks = torch.tensor([row + row[-1:] * (width - len(row)) for row in table])
-        yield RunGroup(start, length or run.length, contexts, blocks)
-        start += (length or run.length) * len(members)
+        table = torch.tensor([m.blocks + m.blocks[-1:] * (width - len(m.blocks)) for m in members])
+        yield RunGroup(start, piece.length, [m.context for m in members], table)
+        start += piece.length * len(members)
         members, width = [], 0
-
-
-def _ahead(run: Run, start: int, block_size: int) -> Iterator[RunGroup]:
-    """The groups of a run whose tokens see each other in both directions, up to the sequence's `whole`.
-
-    Each token is a run of its own whose context is all of them: their keys and values are in the cache before any
-    attends. start: the run's first row.
-    """
-    sequence = run.sequence
-    stop = sequence.computed + run.length
-    blocks = torch.tensor([sequence.blocks[: _blocks(run, block_size)]])
-    rows = min(stop, sequence.whole) - sequence.computed
-    most = max(1, GATHERED // (blocks.shape[1] * block_size))
-    for first in range(0, rows, most):
-        n = min(most, rows - first)
-        yield RunGroup(start + first, 1, [sequence.whole] * n, blocks.repeat(n, 1))
-    if stop > sequence.whole:
-        yield RunGroup(start + rows, stop - sequence.whole, [stop], blocks)

@@ -16,12 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from penstock.devices.cpu import flags
+from penstock.kernels.mask import Mask
 
 _VERSION = 6
 _AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
@@ -226,13 +225,14 @@ def can_restrict(x: Tensor) -> bool:
     return x.dtype in _RESTRICT and x.is_contiguous()
 
 
-def restrict(x: Tensor, masks: Sequence[NDArray[np.uint32] | None], withheld: Sequence[Sequence[int]]) -> None:
+def restrict(x: Tensor, masks: Sequence[Mask | None], withheld: Sequence[Sequence[int]]) -> None:
     """kernels.sampling.restrict. Only what `can_restrict` allows. x: [n, vocab]; masks, withheld: n of each."""
-    bounds = (_int * (len(masks) + 1))(0, *itertools.accumulate(map(len, withheld)))
+    n = len(masks)
+    bounds = (_int * (n + 1))(0, *itertools.accumulate(map(len, withheld))) if any(withheld) else (_int * (n + 1))()
     _RESTRICT[x.dtype](
         x.data_ptr(),
         *x.shape,
-        (_pointer * len(masks))(*(None if mask is None else mask.__array_interface__["data"][0] for mask in masks)),
+        (_pointer * n)(*[None if mask is None else mask.address for mask in masks]),
         (_int * bounds[-1])(*itertools.chain.from_iterable(withheld)),
         bounds,
     )

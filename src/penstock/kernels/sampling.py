@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from penstock.kernels import native
+from penstock.kernels.mask import Mask
 
 _EXCLUDED = float("-inf")
 
@@ -23,11 +23,11 @@ def largest(scores: Tensor) -> tuple[Tensor, Tensor]:
     return best, ids
 
 
-def restrict(scores: Tensor, masks: Sequence[NDArray[np.uint32] | None], withheld: Sequence[Sequence[int]]) -> None:
+def restrict(scores: Tensor, masks: Sequence[Mask | None], withheld: Sequence[Sequence[int]]) -> None:
     """Make -inf, in place, what must not come next in each row.
 
-    scores: [n, vocab]; masks: n of [ceil(vocab / 32)], a bit a token, lowest first, set where it may come (None: all
-    may); withheld: n lists of different ids that may not come either, unless a mask leaves a row nothing else.
+    scores: [n, vocab]; masks: n of them, None where all may come; withheld: n lists of different ids that may not come
+    either, unless a mask leaves a row nothing else.
     """
     if native.can_restrict(scores):
         native.restrict(scores, masks, withheld)
@@ -35,13 +35,11 @@ def restrict(scores: Tensor, masks: Sequence[NDArray[np.uint32] | None], withhel
         restrict_plainly(scores, masks, withheld)
 
 
-def restrict_plainly(
-    scores: Tensor, masks: Sequence[NDArray[np.uint32] | None], withheld: Sequence[Sequence[int]]
-) -> None:
+def restrict_plainly(scores: Tensor, masks: Sequence[Mask | None], withheld: Sequence[Sequence[int]]) -> None:
     """The twin of the compiled kernel."""
     for row, mask, ids in zip(scores, masks, withheld, strict=True):
         if mask is not None:
-            allowed = np.unpackbits(mask.view(np.uint8), count=len(row), bitorder="little")
+            allowed = np.unpackbits(mask.bits.view(np.uint8), count=len(row), bitorder="little")
             row.masked_fill_(torch.from_numpy(allowed == 0), _EXCLUDED)
         if ids:
             kept = row[list(ids)]
