@@ -26,7 +26,9 @@ HOST = "images.example.org"
     [
         ("plain", ["plain"], []),
         ("![](data:image/png;base64,AA==)", ["", ""], ["data:image/png;base64,AA=="]),
-        ("a ![a fox](https://h/x.png) b", ["a ", " b"], ["https://h/x.png"]),
+        ("a ![](https://h/x.png) b", ["a ", " b"], ["https://h/x.png"]),
+        ("a ![a fox](https://h/x.png) b", ["a ![a fox](https://h/x.png) b"], []),
+        ("a ![a fox](data:image/gif;base64,AA==) b", ["a ", " b"], ["data:image/gif;base64,AA=="]),
         ("![](data:a)![](data:b)", ["", "", ""], ["data:a", "data:b"]),
         ("![](x.png) ![ ]( ) [a](https://h)", ["![](x.png) ![ ]( ) [a](https://h)"], []),
         ("![" * 1000, ["![" * 1000], []),

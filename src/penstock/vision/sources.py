@@ -13,8 +13,8 @@ from penstock.vision.wire import RawImage
 
 _FORMATS = {"png": "PNG", "jpeg": "JPEG", "jpg": "JPEG", "webp": "WEBP", "gif": "GIF"}
 _DATA = re.compile(r"data:image/([a-z+.-]{1,20});base64,", re.IGNORECASE)
-# TGI's syntax of an image in a prompt: ![what it is](where it is)
-_MARKDOWN = re.compile(r"!\[[^\]\n]{0,1000}\]\(((?:data:|https?://)[^)\s]+)\)")
+# TGI's syntax of an image in a prompt: ![](where it is). With a data URL it may also be told what it is.
+_MARKDOWN = re.compile(r"!\[(?:[^\]\n]{0,1000}\]\((?=data:)|\]\((?=https?://))([^)\s]+)\)")
 
 
 def split_markdown(text: str, only_data: bool = False) -> tuple[list[str], list[str]]:

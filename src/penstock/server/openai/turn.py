@@ -27,6 +27,7 @@ from penstock.text.reasoning import ReasoningSplitter, ThinkTags
 from penstock.text.tools import ToolPlan, conversation, plan_tools
 from penstock.text.tools_definitions import InvalidTools
 from penstock.text.tools_format import shown_ids
+from penstock.vision.sources import split_markdown
 
 FINISH = {"length": "length", "eos_token": "stop", "stop_sequence": "stop"}
 _MEDIA = (wire.AudioPart, wire.VideoPart, wire.FilePart)
@@ -154,7 +155,8 @@ async def read_prompt(house: House, body: wire.ChatRequest) -> Prompt:
     except InvalidTools as error:
         raise Refusal(422, f"Tool error: {error.what}", "tool_error", param=error.param) from None
     addresses: list[str] = []
-    plain = [_plain(n, message, addresses) for n, message in enumerate(body.messages)]
+    markdown = house.images.taken
+    plain = [_plain(n, message, addresses, markdown) for n, message in enumerate(body.messages)]
     if addresses:
         house.images.check(
             len(addresses), f"messages[{next(n for n, m in enumerate(plain) if _illustrated(m))}].content"
@@ -201,9 +203,13 @@ async def _grammar(house: House, who: str, prompt: Prompt, asked: tuple[str, Gra
     return None if spec is None else await compiled(house, who, "tools", spec)
 
 
-def _plain(place: int, message: wire.ChatMessage, addresses: list[str]) -> dict[str, Any]:
-    """A message as OpenAI sends it, without what is not there. addresses: is given those of its images."""
-    found: dict[str, Any] = {"role": message.role, "content": _content(place, message, addresses)}
+def _plain(place: int, message: wire.ChatMessage, addresses: list[str], markdown: bool) -> dict[str, Any]:
+    """A message as OpenAI sends it, without what is not there.
+
+    addresses: is given those of its images. markdown: a user's text may have some too, in TGI's syntax, as data URLs.
+    """
+    content = _content(place, message, addresses, markdown and message.role == "user")
+    found: dict[str, Any] = {"role": message.role, "content": content}
     for name in ("name", "tool_call_id", "reasoning_content"):
         value = getattr(message, name)
         if value is not None:
@@ -216,14 +222,16 @@ def _plain(place: int, message: wire.ChatMessage, addresses: list[str]) -> dict[
     return found
 
 
-def _content(place: int, message: wire.ChatMessage, addresses: list[str]) -> str | list[dict[str, str]] | None:
+def _content(
+    place: int, message: wire.ChatMessage, addresses: list[str], markdown: bool
+) -> str | list[dict[str, str]] | None:
     content = message.content
     if content is None:
         if not message.tool_calls and not (message.role == "assistant" and message.reasoning_content):
             raise invalid(f"messages[{place}] has no `content`", "messages")
         return None
     if isinstance(content, str):
-        return content
+        return _split(content, addresses) if markdown and "](data:" in content else content
     parts: list[dict[str, str]] = []
     for part in content:
         if isinstance(part, _MEDIA):
@@ -236,7 +244,17 @@ def _content(place: int, message: wire.ChatMessage, addresses: list[str]) -> str
             parts.append({"type": "image"})
             continue
         text = part.text if isinstance(part, wire.TextPart) else part.refusal
-        parts.append({"type": "text", "text": text})
+        parts += _split(text, addresses) if markdown and "](data:" in text else [{"type": "text", "text": text}]
+    return parts
+
+
+def _split(text: str, addresses: list[str]) -> list[dict[str, str]]:
+    """A text with images in TGI's Markdown as parts."""
+    (first, *others), found = split_markdown(text, only_data=True)
+    parts = [{"type": "text", "text": first}] if first else []
+    for address, piece in zip(found, others, strict=True):
+        addresses.append(address)
+        parts += [{"type": "image"}, {"type": "text", "text": piece}] if piece else [{"type": "image"}]
     return parts
 
 
