@@ -17,7 +17,7 @@ from penstock.engine.loop import EngineLoop
 from penstock.engine.request import EngineRequest, Image
 from penstock.text.tokenizer import load_tokenizer
 from penstock.vision.reader import ImageReader
-from penstock.vision.wire import RawImage
+from penstock.vision.wire import Limits, RawImage
 from tests.engine.driver import generate
 
 from .models import TINY, encoded, picture, reference, save_vision, their_processor
@@ -47,7 +47,7 @@ class Case:
 
 @contextmanager
 def reading(folder: Path, name: str) -> Iterator[ImageReader]:
-    reader = ImageReader(folder, TINY[name].special[0], 2**25)
+    reader = ImageReader(folder, TINY[name].special[0], Limits(2**25))
     try:
         yield reader
     finally:

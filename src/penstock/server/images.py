@@ -18,7 +18,7 @@ from penstock.server.refusal import Refusal, invalid, overloaded
 from penstock.text.tokenizer import Tokenizer
 from penstock.vision.reader import ImageReader, ImagesUnavailable
 from penstock.vision.sources import read_source
-from penstock.vision.wire import Told
+from penstock.vision.wire import Limits, Told
 
 MAX_HELD = 2**29  # bytes of prepared images that requests may hold together
 _TEXT = "this model takes no images"
@@ -131,6 +131,6 @@ def open_images(folder: Path, config: ServeConfig, tokenizer: Tokenizer) -> Imag
             raise ImagesUnavailable("Pillow is not installed (pip install pillow)")
         if token is None:
             raise ImagesUnavailable("the tokenizer has no placeholder for images")
-        return Images(config, ImageReader(folder, token, config.max_image_pixels), "")
+        return Images(config, ImageReader(folder, token, Limits(config.max_image_pixels)), "")
     except ImagesUnavailable as error:
         return Images(config, None, f"this server cannot read images: {error}")

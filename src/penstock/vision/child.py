@@ -25,8 +25,6 @@ from penstock.hub import jail
 from penstock.vision.processors import Processor, load_processor
 from penstock.vision.wire import Ask, Limits, RawImage, Setup, Started, Told, frame, receive
 
-MEMORY = 3 * 2**30  # bytes of address space
-SECONDS = 20
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 _DIED = "an image takes too much time or memory to read"
 
@@ -65,7 +63,7 @@ def _forked(processor: Processor, limits: Limits, ask: Ask) -> bytes:
         status = 1
         try:
             os.close(ours)
-            jail.enter(MEMORY, SECONDS)
+            jail.enter(limits.memory, limits.seconds)
             answer = memoryview(frame(answer_to(processor, limits, ask)))
             while answer:
                 answer = answer[os.write(theirs, answer) :]

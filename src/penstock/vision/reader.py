@@ -36,9 +36,9 @@ class ImageReader:
     inline: what stands for an image in a prompt that no chat template made.
     """
 
-    def __init__(self, folder: Path, token: str, pixels: int) -> None:
-        """token: the placeholder as the tokenizer spells it; pixels: of one image at most. Raises ImagesUnavailable."""
-        self._setup = Setup(str(folder), token, Limits(pixels))
+    def __init__(self, folder: Path, token: str, limits: Limits) -> None:
+        """token: the placeholder as the tokenizer spells it. Raises ImagesUnavailable."""
+        self._setup = Setup(str(folder), token, limits)
         self._lock = threading.Lock()
         self._idle: list[_Child] = []
         self._finalizer = weakref.finalize(self, _end_all, self._idle)

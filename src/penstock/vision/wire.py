@@ -14,10 +14,13 @@ _HEADER = 4
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """Of one image, checked before it is decoded. ratio: of its longer side to the shorter."""
+    """pixels: of one image, and ratio: of its longer side to the shorter, both checked before it is decoded. memory:
+    bytes of address space that reading the images of a request may take, and seconds: how long."""
 
     pixels: int
     ratio: int = 100
+    memory: int = 2**31
+    seconds: int = 20
 
 
 class Setup(msgspec.Struct, frozen=True):
