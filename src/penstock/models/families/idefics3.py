@@ -11,12 +11,13 @@ from penstock.models.families.llama import read as read_llama
 from penstock.models.family import Family
 from penstock.models.reader import ConfigReader, text_config
 
+TEXT = {"rms_norm_eps": 1e-5}  # where config.json says nothing of it
 IMAGE_TOKEN = 128257
 
 
 def read(raw: Mapping[str, Any]) -> tuple[DecoderConfig, WeightMap]:
     """The description of the language model from the config.json of the whole."""
-    text = text_config(raw)
+    text = text_config(raw) if raw.get("text_config") else TEXT
     kind = text.get("model_type", "llama")
     if kind != "llama":
         raise ModelError(f"config.json: a language model of type {kind!r} is not what Idefics3 has", "it has a llama")
