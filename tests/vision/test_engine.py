@@ -78,12 +78,22 @@ BAD: dict[str, tuple[list[Image], int | None, str]] = {
     "a short digest": ([changed(square(), digest=b"x")], None, "not as an image processor makes it"),
     "strange arrays": ([changed(square(), arrays={"labels": array(1)})], None, "not as an image processor makes it"),
     "a short array": (
-        [changed(square(), arrays={"pixel_values": Array("float32", [1, 3, 28, 28], b"x")})],
+        [changed(square(), arrays={"pixel_values": Array("float32", [1, 3, 28, 28], b"1234")})],
         None,
         "do not fill their shape",
     ),
     "a shape below zero": (
         [changed(square(), arrays={"pixel_values": Array("float32", [-1, -1], b"1234")})],
+        None,
+        "impossible shape",
+    ),
+    "no copies": (
+        [changed(square(), arrays={"pixel_values": Array("float32", [0], b"", 0)})],
+        None,
+        "impossible shape",
+    ),
+    "half a stretch": (
+        [changed(square(), arrays={"pixel_values": Array("float32", [6], b"\0" * 12, 2, 2)})],
         None,
         "impossible shape",
     ),

@@ -11,14 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from penstock.engine.request import EngineRequest, Image
+from penstock.engine.request import Array, EngineRequest, Image
 from penstock.errors import InvalidRequest
 from penstock.models.config import VisionConfig
 from penstock.models.vision import VisionTower
 
 log = logging.getLogger("penstock.engine")
-
-_DTYPES = {"float32": np.float32, "int64": np.int64, "bool": np.bool_}
 
 
 class PromptImages:
@@ -110,11 +108,13 @@ class Eyes:
         key = salt + image.digest
         found = self._seen.get(key)
         if found is None:
-            arrays = {
-                name: torch.from_numpy(np.frombuffer(a.data, _DTYPES[a.dtype]).reshape(a.shape).copy())
-                for name, a in image.arrays.items()
-            }
-            found = self._seen[key] = self._tower(arrays)
+            found = self._seen[key] = self._tower({name: tensor_of(array) for name, array in image.arrays.items()})
         if len(found) != image.tokens:
             raise ValueError(f"the tower made {len(found)} rows of an image that was said to have {image.tokens}")
         return found
+
+
+def tensor_of(array: Array) -> Tensor:
+    """The numbers of an image in their shape."""
+    once = np.frombuffer(array.data, array.dtype).reshape(-1, 1, array.stretch)
+    return torch.from_numpy(np.repeat(once, array.copies, axis=1).reshape(array.shape))

@@ -25,6 +25,7 @@ MAX_STOP_IDS = 256
 MAX_GRAMMAR = 2**20  # characters
 MAX_IMAGES = 256  # of one request
 MAX_IMAGE_BYTES = 192 * 2**20  # of all its images, prepared; a frame of the wire is larger
+MAX_COPIES = 8  # of the numbers in one
 IMAGE_ARRAYS = ("pixel_values", "pixel_attention_mask", "image_sizes", "image_grid_thw")
 _ITEM = {"float32": 4, "int64": 8, "bool": 1}
 _PENALTIES = ("frequency_penalty", "count_penalty", "presence_penalty")
@@ -94,11 +95,14 @@ class Embed(msgspec.Struct, frozen=True):
 
 
 class Array(msgspec.Struct, frozen=True, array_like=True):
-    """Numbers as they lie in memory."""
+    """Numbers as they lie in memory. copies: each `stretch` of numbers stands in `data` once and in the array so often
+    in a row (a picture is a film of two equal frames to Qwen2-VL)."""
 
     dtype: Literal["float32", "int64", "bool"]
     shape: list[int]
     data: bytes
+    copies: int = 1
+    stretch: int = 1
 
 
 class Image(msgspec.Struct, frozen=True, weakref=True):
@@ -378,7 +382,13 @@ def _check_images(request: EngineRequest, limits: Limits) -> None:
         for array in image.arrays.values():
             if len(array.shape) > 8 or min(array.shape, default=1) < 0:
                 raise InvalidRequest("an image has arrays of an impossible shape")
-            if prod(array.shape) * _ITEM[array.dtype] != len(array.data):
+            if (
+                not 1 <= array.copies <= MAX_COPIES
+                or array.stretch < 1
+                or len(array.data) % (array.stretch * _ITEM[array.dtype])
+            ):
+                raise InvalidRequest("an image has arrays of an impossible shape")
+            if prod(array.shape) * _ITEM[array.dtype] != len(array.data) * array.copies:
                 raise InvalidRequest("an image has arrays that do not fill their shape")
             size += len(array.data)
     if size > MAX_IMAGE_BYTES:

@@ -14,13 +14,11 @@ import signal
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import PIL.Image
 import PIL.ImageOps
 
-from penstock.engine.request import MAX_IMAGE_BYTES, Array, Image
+from penstock.engine.request import MAX_IMAGE_BYTES, Image
 from penstock.hub import jail
 from penstock.vision.processors import Processor, load_processor
 from penstock.vision.wire import Ask, Limits, RawImage, Setup, Started, Told, frame, receive
@@ -136,21 +134,11 @@ def _seen(processor: Processor, image: PIL.Image.Image, number: int) -> tuple[Im
         raise
     except Exception as error:  # its own limits, such as Qwen's on the ratio of the sides
         raise Refused(f"image {number} cannot be prepared: {str(error)[:200] or type(error).__name__}") from None
-    packed = {name: _packed(array) for name, array in arrays.items()}
     digest = hashlib.sha256()
-    for name, array in sorted(packed.items()):
-        digest.update(f"{name} {array.dtype} {array.shape} ".encode() + array.data)
-    return Image(words.count(processor.token), digest.digest(), packed), words
-
-
-def _packed(array: Any) -> Array:
-    """Numbers for the wire."""
-    made = np.ascontiguousarray(array)
-    if made.dtype == np.bool_:
-        return Array("bool", list(made.shape), made.tobytes())
-    if np.issubdtype(made.dtype, np.integer):
-        return Array("int64", list(made.shape), made.astype(np.int64).tobytes())
-    return Array("float32", list(made.shape), made.astype(np.float32).tobytes())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape} {array.copies} {array.stretch} ".encode())
+        digest.update(array.data)
+    return Image(words.count(processor.token), digest.digest(), arrays), words
 
 
 def _warm(processor: Processor, limits: Limits) -> None:

@@ -9,12 +9,12 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import PIL.Image
 
-from penstock.engine.request import IMAGE_ARRAYS
+from penstock.engine.request import IMAGE_ARRAYS, Array
 
 Outputs = Mapping[str, Any]  # of an image processor, for one image
 
@@ -42,13 +42,15 @@ class Kind:
 
     words: what takes the place of an image's placeholder. around: what stands before and behind a placeholder that no
     chat template printed. options: of the image processor's call. finish: the last touch to a prompt with images, and
-    whether the tokenizer then adds its special tokens; None for what the route does anyway.
+    whether the tokenizer then adds its special tokens; None for what the route does anyway. copies: in the pixels, see
+    Array.
     """
 
     words: Callable[[Model, Outputs], str]
     around: tuple[str, str] = ("", "")
     options: Mapping[str, Any] | None = None
     finish: Callable[[Model, str], tuple[str, bool | None]] = lambda _, text: (text, None)
+    copies: Callable[[Model], tuple[int, int]] | None = None
 
 
 class Processor:
@@ -59,13 +61,16 @@ class Processor:
         self.token = model.token
         self.inline = f"{kind.around[0]}{model.token}{kind.around[1]}"
 
-    def prepare(self, image: PIL.Image.Image) -> tuple[dict[str, Any], str]:
+    def prepare(self, image: PIL.Image.Image) -> tuple[dict[str, Array], str]:
         """The arrays that the tower takes, and the text for the placeholder's place. Raises what the image processor
         does."""
         outputs = self._model.pixels([image], return_tensors="np", **(self._kind.options or {}))
-        arrays = {name: np.asarray(outputs[name]) for name in IMAGE_ARRAYS if name in outputs}
-        if "pixel_attention_mask" in arrays:  # 64 bits say what one can
-            arrays["pixel_attention_mask"] = arrays["pixel_attention_mask"].astype(np.bool_)
+        found = {name: np.asarray(outputs[name]) for name in IMAGE_ARRAYS if name in outputs}
+        if "pixel_attention_mask" in found:  # 64 bits say what one can
+            found["pixel_attention_mask"] = found["pixel_attention_mask"].astype(np.bool_)
+        arrays = {name: _packed(array) for name, array in found.items()}
+        if self._kind.copies is not None:
+            arrays["pixel_values"] = _packed(found["pixel_values"], *self._kind.copies(self._model))
         return arrays, self._kind.words(self._model, outputs)
 
     def finished(self, text: str) -> tuple[str, bool | None]:
@@ -83,7 +88,8 @@ def load_processor(folder: Path, token: str) -> Processor:
         str(folder), backend="pil", local_files_only=True, trust_remote_code=False
     )
     bos = bos["content"] if isinstance(bos, dict) else bos
-    return Processor(Model(pixels, token, bos, config, config | settings), KINDS[config["model_type"]])
+    settings = config | {key: value for key, value in settings.items() if value is not None}
+    return Processor(Model(pixels, token, bos, config, settings), KINDS[config["model_type"]])
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -130,7 +136,7 @@ def _patch(model: Model) -> int:
 def _idefics3(model: Model, outputs: Outputs) -> str:
     """The pieces line by line, each with its place, then the whole image."""
     rows, columns = int(outputs["rows"][0][0]), int(outputs["cols"][0][0])
-    fake, image = "<fake_token_around_image>", model.token * int(model.settings.get("image_seq_len") or 169)
+    fake, image = "<fake_token_around_image>", model.token * _piece_rows(model)
     whole = f"{fake}<global-img>{image}{fake}"
     if rows == columns == 0:
         return whole
@@ -138,8 +144,17 @@ def _idefics3(model: Model, outputs: Outputs) -> str:
     return "".join(f"{line}\n" for line in lines) + f"\n{whole}"
 
 
+def _piece_rows(model: Model) -> int:
+    side = int(model.tower.get("image_size", 224)) // int(model.tower.get("patch_size", 32))
+    return int(model.settings.get("image_seq_len") or side**2 // int(model.config.get("scale_factor", 2)) ** 2)
+
+
 def _qwen2_vl(model: Model, outputs: Outputs) -> str:
     return model.token * (int(outputs["image_grid_thw"][0].prod()) // model.pixels.merge_size**2)
+
+
+def _frames(model: Model) -> tuple[int, int]:
+    return model.pixels.temporal_patch_size, model.pixels.patch_size**2
 
 
 def _paligemma(model: Model, _: Outputs) -> str:
@@ -152,12 +167,25 @@ def _paligemma_prompt(model: Model, text: str) -> tuple[str, bool]:
     return f"{text[:end]}{model.bos}{text[end:]}\n", False
 
 
+def _packed(array: np.ndarray, copies: int = 1, stretch: int = 1) -> Array:
+    """Numbers for the wire."""
+    shape = list(array.shape)
+    kind: Literal["float32", "int64", "bool"] = "float32"
+    if array.dtype == np.bool_:
+        kind = "bool"
+    elif np.issubdtype(array.dtype, np.integer):
+        kind = "int64"
+    once = array.reshape(-1, copies, stretch)[:, 0]
+    return Array(kind, shape, once.astype(kind).tobytes(), copies, stretch)
+
+
+QWEN_VL = Kind(_qwen2_vl, around=("<|vision_start|>", "<|vision_end|>"), copies=_frames)
 KINDS = {
     "llava": Kind(_llava),
     "llava_next": Kind(_llava_next),
     "idefics3": Kind(_idefics3, options={"return_row_col_info": True}),
     "smolvlm": Kind(_idefics3, options={"return_row_col_info": True}),
     "paligemma": Kind(_paligemma, finish=_paligemma_prompt),
-    "qwen2_vl": Kind(_qwen2_vl, around=("<|vision_start|>", "<|vision_end|>")),
-    "qwen2_5_vl": Kind(_qwen2_vl, around=("<|vision_start|>", "<|vision_end|>")),
+    "qwen2_vl": QWEN_VL,
+    "qwen2_5_vl": QWEN_VL,
 }
