@@ -109,7 +109,7 @@ def answers(engine: EngineLoop, requests: list[EngineRequest]) -> list[list[int]
     return [got[request.id].ids for request in requests]
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of transformers' PaliGemma processor
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of transformers
 @pytest.mark.parametrize("name", TINY)
 def test_tokens_and_logits_match_transformers(name: str, tmp_path: Path) -> None:
     """Together and alone, with cached prefixes, in chunks that cut images, preempted, in blocks of one token."""
