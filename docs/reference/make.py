@@ -14,7 +14,7 @@ from penstock.batch.parameters import Parameters
 from penstock.batch.results import Sample
 
 TARGET = Path(__file__).with_name("python-api.md")
-METHODS = ("generate", "chat", "each", "embed", "close")
+METHODS = ("generate", "chat", "each", "embed", "load_adapter", "unload_adapter", "close")
 FARM_METHODS = ("status", "wait", "results", "merge", "stats", "run", "resume", "cancel")
 
 

@@ -28,6 +28,8 @@ def hub() -> Iterator[FakeHub]:
     fake = FakeHub()
     fake.repos = {"org/good": {**GOOD, "pytorch_model.bin": b"p", "run.py": b"p"}, "org/gated": GOOD}
     fake.repos["org/gguf"] = {"small.gguf": b"GGUF" * 100, "large.gguf": b"GGUF" * 1000}
+    fake.repos["org/adapter"] = {"adapter_config.json": b"{}", "adapter_model.safetensors": WEIGHTS, "README.md": b"r"}
+    fake.repos["org/bin-adapter"] = {"adapter_config.json": b"{}", "adapter_model.bin": b"p"}
     fake.gated, fake.token = {"org/gated"}, "hf_rightone"
     with fake.running():
         yield fake
@@ -192,6 +194,24 @@ def test_one_file_of_a_gguf_repository(hub: FakeHub, tmp_path: Path) -> None:
     done = download(tmp_path, hub, "org/gguf", "--file", "small.gguf", "--to", tmp_path)
     assert Path(done.stdout.decode().strip()).read_bytes() == b"GGUF" * 100
     check_error(download(tmp_path, hub, "org/gguf", "--file", "tiny.gguf"), 4, "no file 'tiny.gguf'", "small.gguf")
+
+
+def test_a_lora_adapter(hub: FakeHub, tmp_path: Path) -> None:
+    """Its two files; afterwards it is found in the cache, without a network."""
+    done = download(tmp_path, hub, "org/adapter")
+    assert done.returncode == 0, done.stderr.decode()
+    folder = Path(done.stdout.decode().strip())
+    assert sorted(os.listdir(folder)) == ["adapter_config.json", "adapter_model.safetensors"]
+    check_error(download(tmp_path, hub, "org/bin-adapter"), 4, "LoRA adapter without adapter_model.safetensors")
+    find = "import sys; from penstock.hub.adapters import resolve_adapter as r; print(r(sys.argv[1]))"
+    for name, endpoint in (("org/adapter", "http://127.0.0.1:9"), (f"org/adapter@{COMMIT}", hub.url)):
+        env = environment(tmp_path, HF_ENDPOINT=endpoint)
+        found = subprocess.run([sys.executable, "-c", find, name], env=env, capture_output=True, timeout=60, check=True)
+        assert found.stdout.decode().strip() == str(folder)
+    shutil.rmtree(tmp_path / "hf")  # and where it is not, it is fetched
+    env = environment(tmp_path, HF_ENDPOINT=hub.url)
+    subprocess.run([sys.executable, "-c", find, "org/adapter"], env=env, capture_output=True, timeout=60, check=True)
+    assert (folder / "adapter_model.safetensors").read_bytes() == WEIGHTS
 
 
 def test_without_a_network_the_login_nodes_command_is_named(tmp_path: Path) -> None:

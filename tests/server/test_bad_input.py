@@ -46,7 +46,7 @@ RULES = [
     ({"top_n_tokens": 6}, "`top_n_tokens` must be >= 0 and <= 5. Given: 6"),
     ({"truncate": 0}, "`truncate` must be strictly positive and less than 511. Given: 0"),
     ({"truncate": 512}, "`truncate` must be strictly positive and less than 511. Given: 512"),
-    ({"adapter_id": "x"}, "`adapter_id` is not supported: this server has no adapters"),
+    ({"adapter_id": "x"}, "`adapter_id`: there is no adapter `x` here. Adapters: none"),
     ({"temperature": 1e308}, "`temperature` must be a finite number"),
 ]
 

@@ -176,7 +176,9 @@ def test_health_says_503_until_it_is_ready(tmp_path: Path, tiny_llama: Path) -> 
     [
         (["--quantize", "nonsense"], 2, ["--quantize"]),
         (["--ngrok"], 2, ["--ngrok is not supported"]),
-        (["--lora-adapters", "a"], 2, ["--lora-adapters"]),
+        (["--lora-adapters", "a"], 4, ["There is no adapter 'a'"]),
+        (["--lora-adapters", "a=b@c@d"], 2, ["Invalid LoRA adapter format: a=b@c@d"]),
+        (["--lora-adapters", "a=x,a=y"], 2, ["Two adapters have the name 'a'"]),
         (["--max-input-tokens", "9", "--max-input-length", "9"], 2, ["max_input_length"]),
         (["--max-input-tokens", "9", "--max-total-tokens", "9"], 2, ["must be <"]),
         (["--no-auth", "--api-key-file", "x"], 2, ["contradict"]),

@@ -12,7 +12,7 @@ import os
 import sys
 import weakref
 from array import array
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +31,7 @@ from penstock.engine.config import EngineConfig
 from penstock.engine.remote import EngineChild, EngineEnded
 from penstock.engine.request import Embed, EngineRequest
 from penstock.errors import InvalidRequest, PenstockError, UsageError
+from penstock.hub.adapters import resolve_adapter
 from penstock.hub.snapshot import resolve
 from penstock.text.grammar import GrammarSpec
 from penstock.text.tokenizer import Tokenizer, load_tokenizer
@@ -59,6 +60,7 @@ class Asked(TypedDict, total=False):
     grammar: GrammarSpec | dict[str, Any] | None
     chat: bool | None
     system: str | None
+    adapter: str | None
 
 
 class LLM:
@@ -70,7 +72,9 @@ class LLM:
 
     model: `demo`, a folder, or a hub name ORG/NAME[@REVISION]. dtype: auto, float32, bfloat16 or float16; quantize:
     none, int8 or int4. The limits are in tokens and sequences; None derives them from the model and the memory.
-    progress: show a bar while several prompts run; None shows it on a terminal and in a notebook.
+    adapters: LoRA adapters by name, each a folder or ORG/NAME[@REVISION]; a call takes one with `adapter="name"`.
+    trust_remote_code: the model's own Python code may run where it needs it, of a folder or of a full commit. progress:
+    show a bar while several prompts run; None shows it on a terminal and in a notebook.
 
     Use it as a context manager, or call `close`: both give the memory back. Not thread-safe. Raises PenstockError where
     the model cannot be found, loaded or fitted into memory.
@@ -91,9 +95,11 @@ class LLM:
         memory_fraction: float = 0.9,
         prefix_caching: bool = True,
         threads: int | None = None,
+        trust_remote_code: bool = False,
+        adapters: Mapping[str, str | os.PathLike[str]] | None = None,
         progress: bool | None = None,
     ) -> None:
-        snapshot = resolve(os.fspath(model), revision, offline=offline)
+        snapshot = resolve(os.fspath(model), revision, offline=offline, code=trust_remote_code)
         self.name, self.path = snapshot.name, Path(snapshot.path)
         self.tokenizer: Tokenizer | None = load_tokenizer(self.path)
         self._config = EngineConfig(
@@ -108,8 +114,13 @@ class LLM:
             memory_fraction=memory_fraction,
             prefix_caching=prefix_caching,
             threads=threads,
+            trust_remote_code=snapshot.trusted,
+            adapters={
+                name: str(resolve_adapter(os.fspath(source), offline=offline))
+                for name, source in (adapters or {}).items()
+            },
         )
-        self._progress = progress
+        self._progress, self._offline = progress, offline
         self._prompter = Prompter(self.tokenizer)
         self._engine: EngineChild | None = None
         self._closed = False
@@ -220,6 +231,29 @@ class LLM:
                 advance(1, 0)
         found = [vectors[number] for number in range(len(requests))]
         return found[0] if isinstance(texts, str) else found
+
+    @property
+    def adapters(self) -> list[str]:
+        """The names of the LoRA adapters that are loaded."""
+        return list(self._config.adapters)
+
+    def load_adapter(self, name: str, source: str | os.PathLike[str]) -> None:
+        """Load a LoRA adapter: a folder, or ORG/NAME[@REVISION]. Raises PenstockError where it does not fit."""
+        folder = str(resolve_adapter(os.fspath(source), offline=self._offline))
+        self._adapt(lambda engine: engine.load_adapter(name, folder))
+        self._config = msgspec.structs.replace(self._config, adapters={**self._config.adapters, name: folder})
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget a LoRA adapter. Raises PenstockError where there is none of that name."""
+        self._adapt(lambda engine: engine.unload_adapter(name))
+        left = {other: folder for other, folder in self._config.adapters.items() if other != name}
+        self._config = msgspec.structs.replace(self._config, adapters=left)
+
+    def _adapt(self, change: Callable[[EngineChild], None]) -> None:
+        try:
+            change(self._started())
+        except EngineEnded as error:
+            raise self._died(error) from error
 
     def close(self) -> None:
         """End the engine's process; all of the model's memory is free when this returns."""

@@ -27,6 +27,7 @@ class Parameters(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True,
     and the row's id, so that a rerun, a resumed run and any other batch give the same text. n: samples of a row, each
     with draws of its own. grammar: what the text must match, as {"kind": "json_schema", "value": {...}}; see
     GrammarSpec. chat: the prompt is a user's message for the model's chat template; system: what goes before it there.
+    adapter: the name of the LoRA adapter that the model computes with.
     """
 
     max_new_tokens: int | None = None
@@ -46,6 +47,7 @@ class Parameters(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True,
     grammar: GrammarSpec | None = None
     chat: bool | None = None
     system: str | None = None
+    adapter: str | None = None
 
     def over(self, run: Parameters) -> Parameters:
         """These parameters, with the run's where they are unset. The seed is not inherited: see `seed_of`."""
@@ -85,6 +87,7 @@ class Parameters(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True,
             max_new_tokens=_or(self.max_new_tokens, DEFAULT_NEW_TOKENS),
             sampling=self.sampling(seed),
             ignore_eos=bool(self.ignore_eos),
+            adapter=self.adapter,
             grammar=None if self.grammar is None else Grammar(source_of(self.grammar)),
         )
 

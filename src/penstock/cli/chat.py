@@ -12,7 +12,7 @@ import click
 
 from penstock.cli.conversation import Finish, Message, Partner
 from penstock.cli.main import INTERRUPTED
-from penstock.cli.options import COUNT, SEED, FiniteFloat, engine_options, find_model, source_options
+from penstock.cli.options import COUNT, SEED, FiniteFloat, adapters_of, engine_options, find_model, source_options
 from penstock.errors import InvalidRequest, UsageError
 
 HELP = (
@@ -33,6 +33,7 @@ HELP = (
 @click.option("--top-p", type=FiniteFloat(0, 1, above_low=True), help="Choose among the likeliest that sum to P.")
 @click.option("--seed", type=SEED, help="Of the random draws.  [default: a new one each time]")
 @click.option("--chat-template", metavar="FILE", help="A jinja chat template, over the model's.")
+@click.option("--adapter", metavar="SOURCE", help="Compute with this LoRA adapter: a folder or ORG/NAME[@REVISION].")
 @click.option("--url", help="Ask the server there instead of loading the model.")
 @click.option("--uds", metavar="PATH", help="Ask the server at this unix socket.")
 @click.option("--job", metavar="NAME", help="Ask the server that `penstock submit` started under this name.")
@@ -52,6 +53,8 @@ def chat(model: str | None, question: str | None, as_json: bool, **options: Any)
         raise click.UsageError(f"--{servers[0]} and --{servers[1]} name two servers; give one.")
     if options["chat_template"] and servers:
         raise click.UsageError("--chat-template is for a model here; a server has its own.")
+    if options["adapter"] and servers:
+        raise click.UsageError("--adapter is for a model here; of a server give the adapter's name as MODEL.")
     partner: Partner
     if servers:
         partner, question = _remote(model, question, options)
@@ -163,12 +166,14 @@ def _local(model: str, options: dict[str, Any]) -> Partner:
     from penstock.text.tokenizer import load_tokenizer
 
     own = None if options["chat_template"] is None else read_template_file(Path(options["chat_template"]))
-    snapshot = find_model(model, options["revision"], options["offline"])
+    snapshot = find_model(model, options["revision"], options["offline"], options["trust_remote_code"])
+    options["adapters"] = adapters_of([options["adapter"]] if options["adapter"] else [], options["offline"])
     tokenizer = load_tokenizer(snapshot.path)
     engine = start_engine(snapshot, options, quiet=not sys.stderr.isatty())
     from penstock.cli.chat_local import LocalChat
 
-    return LocalChat(engine, tokenizer, snapshot.name, _asked(options), own)
+    asked = {**_asked(options), "adapter": next(iter(options["adapters"]), None)}
+    return LocalChat(engine, tokenizer, snapshot.name, asked, own)
 
 
 def _remote(model: str | None, question: str | None, options: dict[str, Any]) -> tuple[Partner, str | None]:

@@ -32,7 +32,7 @@ class LocalChat:
         asked: dict[str, Any],
         templates: dict[str, str] | None = None,
     ) -> None:
-        """asked: temperature, top_p, seed and max_new_tokens, None where unset. templates: over the model's."""
+        """asked: temperature, top_p, seed, max_new_tokens, adapter, None where unset. templates: over the model's."""
         if tokenizer is None:
             raise ModelError(
                 f"The model {name} has no tokenizer, so it cannot chat.",
@@ -67,10 +67,13 @@ class LocalChat:
             )
         seed = secrets.randbits(63) if self._asked["seed"] is None else self._asked["seed"]
         parameters = Parameters(
-            max_new_tokens=min(wanted, room), temperature=self._asked["temperature"], top_p=self._asked["top_p"]
+            max_new_tokens=min(wanted, room),
+            temperature=self._asked["temperature"],
+            top_p=self._asked["top_p"],
+            adapter=self._asked["adapter"],
         )
         request = parameters.request(next(self._numbers), ids, seed)
-        text = TextStream(self._tokenizer, ids)
+        text = TextStream(self._tokenizer, limits.continued(ids))
         self._engine.add(request)
         finish.prompt_tokens = len(ids)
         try:

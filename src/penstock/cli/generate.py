@@ -13,7 +13,15 @@ import click
 
 from penstock.cli.batch_options import generation_options, parameters_of, shape_of, shape_options
 from penstock.cli.generate_summary import Summary
-from penstock.cli.options import engine_options, find_model, input_path, model_argument, source_options
+from penstock.cli.options import (
+    adapter_options,
+    adapters_of,
+    engine_options,
+    find_model,
+    input_path,
+    model_argument,
+    source_options,
+)
 from penstock.cli.report import Watch, report_option
 from penstock.errors import ModelError
 
@@ -31,6 +39,14 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", required=True, metavar="FILE", help="JSONL of results; - is stdout.")
 @shape_options
 @generation_options
+@click.option(
+    "--adapter",
+    "adapter_sources",
+    multiple=True,
+    metavar="[NAME=]SOURCE",
+    help="Compute with this LoRA adapter. Of several, rows choose by `adapter`.",
+)
+@adapter_options
 @click.option("--overwrite", is_flag=True, help="Start again: lose what the output holds.")
 @click.option("--retry-errors", is_flag=True, help="Run the rows again that ended in an error.")
 @click.option("--json", "as_json", is_flag=True, help="The summary as one JSON line on stdout.")
@@ -46,9 +62,9 @@ def generate(model: str, source: str, output: str, as_json: bool, **options: Any
     A .txt input has one prompt a line. A .jsonl input has one object a line with `prompt`, `messages` or
     `prompt_token_ids`, and, if wanted, `id` and parameters of its own: max_new_tokens, temperature, top_k, top_p,
     typical_p, min_p, repetition_penalty, frequency_penalty, seed, n, stop, ignore_eos, do_sample, watermark, chat,
-    system, grammar (an object of kind, which is json_schema, json_object, regex, lark or choice, and value). A .csv,
-    .tsv or .parquet input has a column of prompts. A row without an id gets its line number. A file of OpenAI's batch
-    lines is answered line by line as the server would.
+    system, adapter, grammar (an object of kind, which is json_schema, json_object, regex, lark or choice, and value).
+    A .csv, .tsv or .parquet input has a column of prompts. A row without an id gets its line number. A file of OpenAI's
+    batch lines is answered line by line as the server would.
 
     The output has one object a line, in the order of completion: id, prompt, text, token_ids, finish_reason,
     prompt_tokens, generated_tokens, hash (of what the row asks for), samples if there are several, and error if the
@@ -73,8 +89,11 @@ def run(model: str, source: Path | None, output: Path | None, options: dict[str,
     from penstock.hub.fingerprint import fingerprint
     from penstock.text.tokenizer import load_tokenizer
 
+    options["adapters"] = adapters_of(options["adapter_sources"], options["offline"])
+    if len(options["adapters"]) == 1:
+        (options["adapter"],) = options["adapters"]
     parameters, shape = parameters_of(options), shape_of(options)
-    snapshot = find_model(model, options["revision"], options["offline"])
+    snapshot = find_model(model, options["revision"], options["offline"], options["trust_remote_code"])
     with contextlib.closing(RowFile(source, options["input_format"], shape)) as rows:
         if rows.kind == "openai":
             from penstock.cli.generate_openai import run_lines
@@ -89,6 +108,7 @@ def run(model: str, source: Path | None, output: Path | None, options: dict[str,
                 "Give rows with prompt_token_ids, or copy the tokenizer's files into the folder.",
             )
         settings = {"dtype": options["dtype"], "quantize": options["quantize"], **shape.settings()}
+        settings |= {f"adapter {name}": fingerprint(Path(path)) for name, path in options["adapters"].items()}
         record = make_record(
             snapshot.name, fingerprint(snapshot.path), rows.name, found.sha256, found.rows, parameters, settings
         )

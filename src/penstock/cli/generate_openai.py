@@ -36,6 +36,7 @@ def run_lines(snapshot: Snapshot, source: Source, output: Path | None, options: 
     lines = LineFileReader(source)
     total, sha256, keys = lines.check()
     settings = {"dtype": options["dtype"], "quantize": options["quantize"], "format": "openai"}
+    settings |= {f"adapter {name}": fingerprint(Path(path)) for name, path in options["adapters"].items()}
     model_sha256 = fingerprint(snapshot.path)
     record = make_record(snapshot.name, model_sha256, lines.name, sha256, total, Parameters(), settings)
     writer = ResultWriter(

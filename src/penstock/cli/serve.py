@@ -16,6 +16,7 @@ from penstock.cli.options import (
     FiniteFloat,
     PortRange,
     Whole,
+    adapter_options,
     engine_options,
     source_options,
     stack,
@@ -119,6 +120,12 @@ patience_options = stack(
 
 model_options = stack(
     click.option(
+        "--lora-adapters",
+        metavar="NAME=SOURCE,...",
+        help="LoRA adapters to serve, by name; SOURCE is a folder or ORG/NAME[@REVISION].",
+    ),
+    adapter_options,
+    click.option(
         "--chat-template", metavar="FILE", help="A jinja chat template, or a tokenizer_config.json, over the model's."
     ),
     click.option(
@@ -154,6 +161,7 @@ def serve(model: str | None, **options: Any) -> int:
         options["revision"] = None
     _check(options)
     from penstock.engine.config import EngineConfig
+    from penstock.hub.adapters import parse_adapters
     from penstock.server.config import ServeConfig
     from penstock.server.launch import serve as run
 
@@ -163,6 +171,7 @@ def serve(model: str | None, **options: Any) -> int:
         "quantize": weight_format(options["quantize"]),
         "model_path": "",
         "model_name": options["served_model_name"] or name,
+        "adapters": parse_adapters(options["lora_adapters"] or ""),
     }
     http["batch_dir"] = _batch_dir(options["batch_dir"])
     http["allow_image_hosts"] = tuple(

@@ -36,7 +36,6 @@ TGI_ENVIRONMENT = {
 
 # Flags that would change the answers, and cannot yet: the reason, and what to do.
 _REFUSED = {
-    "lora_adapters": ("adapters come in a later version", "Merge the adapter into its base model"),
     "ngrok": ("TGI's own is dead, and a tunnel through a company is not safe", "Use ssh -N -L"),
 }
 _WITHOUT_EFFECT = {
@@ -44,7 +43,6 @@ _WITHOUT_EFFECT = {
     "kv_cache_dtype": "the KV cache has the dtype of the weights",
     "num_shard": "one process runs the model, on all of its memory",
     "sharded": "one process runs the model, on all of its memory",
-    "trust_remote_code": "Penstock never runs code from a model's repository",
     "waiting_served_ratio": "prefill and decoding share every step",
     "max_waiting_tokens": "prefill and decoding share every step",
     "prometheus_port": "GET /metrics is on the server's own port",
@@ -65,7 +63,7 @@ def _hidden(flag: str, **settings: Any) -> Any:
     return click.option(flag, hidden=True, **settings)
 
 
-_FLAGS = ("ngrok", "trust_remote_code", "disable_custom_kernels")
+_FLAGS = ("ngrok", "disable_custom_kernels")
 _TYPES: dict[str, Any] = {
     "kv_cache_dtype": click.Choice(["fp8_e4m3fn", "fp8_e5m2"]),
     "usage_stats": click.Choice(["on", "off", "no-stack"]),

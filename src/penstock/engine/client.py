@@ -16,6 +16,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import msgspec
 
@@ -24,16 +25,19 @@ from penstock.engine.child import environment
 from penstock.engine.config import EngineConfig
 from penstock.engine.request import (
     Abort,
+    AdapterReply,
     Beat,
     EngineRequest,
     EngineStats,
     Failed,
     FromEngine,
     Limits,
+    LoadAdapter,
     Ready,
     SequenceOutput,
     Stage,
     StepOutput,
+    UnloadAdapter,
 )
 from penstock.errors import PenstockError, by_exit_code
 
@@ -87,6 +91,8 @@ class EngineClient:
         self.failure: PenstockError | None = None
         self._ids = itertools.count(1)
         self._results: dict[int, Results] = {}
+        self._adapters = dict(config.adapters)
+        self._adapting: dict[int, tuple[LoadAdapter | UnloadAdapter, asyncio.Future[Failed | None] | None]] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._supervisor: asyncio.Task[None] | None = None
@@ -129,6 +135,57 @@ class EngineClient:
         """Forget a request, wherever it is. One that has finished is fine."""
         if self._results.pop(request_id, None) is not None and self._serving and self._writer is not None:
             self._writer.write(wire.frame(Abort(request_id)))
+
+    @property
+    def adapters(self) -> list[str]:
+        """The names of the adapters that requests may ask for."""
+        return list(self._adapters)
+
+    async def load_adapter(self, name: str, folder: str, replace: bool = False) -> None:
+        """Load a LoRA adapter, in the place of one of that name if `replace`. Raises PenstockError."""
+        await self._adapt(LoadAdapter(self.next_id(), name, folder, replace))
+
+    async def unload_adapter(self, name: str) -> None:
+        """Forget an adapter; requests that run on it finish with it. Raises PenstockError."""
+        await self._adapt(UnloadAdapter(self.next_id(), name))
+
+    async def _adapt(self, message: LoadAdapter | UnloadAdapter) -> None:
+        """Have the engine do it. What comes of it counts even where nobody waits any more."""
+        if not self.healthy or self._writer is None:
+            raise EngineUnavailable("the engine is restarting", hint="try again in a moment")
+        future: asyncio.Future[Failed | None] = asyncio.get_running_loop().create_future()
+        self._adapting[message.id] = message, future
+        self._writer.write(wire.frame(message))
+        failure = await future
+        if failure is not None:
+            raise by_exit_code(failure.exit_code, failure.what, failure.why, failure.hint)
+
+    def _kept(self) -> dict[str, str]:
+        """The adapters of the start that are still wanted and still there: a new process starts with them too."""
+        given = self._config.adapters.items() & self._adapters.items()
+        return {name: folder for name, folder in given if Path(folder).is_dir()}
+
+    def _load_again(self) -> None:
+        """Have a new process load the other adapters that the last one had. One that is gone is then forgotten."""
+        for name, folder in self._adapters.items() - self._config.adapters.items():
+            message = LoadAdapter(self.next_id(), name, folder)
+            self._adapting[message.id] = message, None
+            if self._writer is not None:
+                self._writer.write(wire.frame(message))
+
+    def _adapted(self, reply: AdapterReply) -> None:
+        """An adapter is loaded or forgotten, or could not be."""
+        message, future = self._adapting.pop(reply.id)
+        if isinstance(message, UnloadAdapter):
+            if reply.failure is None:
+                self._adapters.pop(message.name, None)
+        elif reply.failure is None:
+            self._adapters[message.name] = message.folder
+        elif future is None:
+            log.error("the adapter %s is lost: %s", message.name, reply.failure.what)
+            self._adapters.pop(message.name, None)
+        if future is not None and not future.done():
+            future.set_result(reply.failure)
 
     async def stop(self) -> None:
         """End the process; requests that still run end with an error."""
@@ -195,7 +252,9 @@ class EngineClient:
                     return
                 self.restarts += 1
                 try:
+                    self._config = msgspec.structs.replace(self._config, adapters=self._kept())
                     reader = await self._launch()
+                    self._load_again()
                     break
                 except Exception as error:  # also what the system refuses: processes, memory, descriptors
                     self._kill()
@@ -230,6 +289,8 @@ class EngineClient:
                             del self._results[output.id]
                 if stepped and self.on_step is not None:
                     self.on_step(self.stats, failed, time.monotonic() - self._heard)
+            elif isinstance(message, AdapterReply):
+                self._adapted(message)
             elif isinstance(message, Failed):
                 log.error("the engine gave up: %s", message.what)
             elif not isinstance(message, Beat):
@@ -245,6 +306,10 @@ class EngineClient:
         for request_id, results in self._results.items():
             results.put(SequenceOutput(request_id, finish="error", error=text))
         self._results.clear()
+        for _, future in self._adapting.values():
+            if future is not None and not future.done():
+                future.set_result(Failed(1, text))
+        self._adapting.clear()
         self.stats = EngineStats()
 
     def _obituary(self) -> str:

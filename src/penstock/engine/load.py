@@ -1,10 +1,10 @@
-"""From a snapshot folder to a model in memory with its cache: resolve the numbers, check the fit, load, warm."""
+"""From a snapshot folder to our decoder in memory with its cache: resolve the numbers, check the fit, load."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import torch
 from penstock.devices.allocator import keep_freed_memory
 from penstock.devices.cpu import choose_dtype
 from penstock.devices.memory import available_bytes
+from penstock.engine.adapters import Adapters, planned_bytes, read_given
 from penstock.engine.config import EngineConfig
 from penstock.engine.request import Limits, Stage
 from penstock.engine.step import GATHERED
@@ -24,66 +25,108 @@ from penstock.kernels import products
 from penstock.kernels.attention import SCORES
 from penstock.models.config import DecoderConfig, VisionConfig, WeightMap
 from penstock.models.decoder import Decoder
+from penstock.models.encoder_decoder import size
+from penstock.models.encoder_decoder.config import EncoderDecoderConfig, encodes, read_encoder_decoder
+from penstock.models.encoder_decoder.model import EncoderDecoder
+from penstock.models.fallback.config import TransformersConfig
 from penstock.models.families import describe, describe_vision
 from penstock.models.inputs import KVCache
+from penstock.models.model import Model
 from penstock.models.vision import VisionTower, tower_entries
 from penstock.plan.memory import Footprint, KVPlan, human, longest_that_fits, plan_kv
-from penstock.plan.work import StepCost
+from penstock.plan.work import PairCost, StepCost
 
 HEAD_ROWS = 64  # rows of scores at a time where every prompt position is scored
 _TOWER_BYTES = 2**28  # what a vision tower's intermediate results may take: pieces of an image, a layer at a time
 _STEP_TOKENS = 2048  # default budget of a step: enough rows for full speed of the matrix products
 
 
+Config = DecoderConfig | EncoderDecoderConfig
+
+
 @dataclass
 class LoadedModel:
-    """A decoder, its empty cache and what they allow; of a model that takes images also how, and its tower."""
+    """A model, its empty cache and what they allow; of one that takes images also how, and its tower."""
 
-    decoder: Decoder
+    decoder: Model
     cache: KVCache
     limits: Limits
-    cost: StepCost
+    cost: StepCost | PairCost
+    adapters: Adapters
     vision: VisionConfig | None = None
     tower: VisionTower | None = None
 
 
-def load_model(config: EngineConfig, on_stage: Callable[[Stage], None]) -> LoadedModel:
-    """Everything between the command and the first step, each stage reported when it is done.
+def load_decoder(config: EngineConfig, clock: Clock) -> LoadedModel:
+    """Our own decoder, for a family that it knows, each stage reported when it is done.
 
     The fit is checked before a weight is read. Raises PenstockError of the fitting kind.
     """
-    clock = _Clock(on_stage)
     folder = Path(config.model_path)
-    decoder_config, names = describe(folder, config.rope_scaling, config.rope_factor)
+    described, names = _describe(folder, config)
     entries = None if config.dummy_weights else read_weights(folder)
-    name, dtype, text = _choose_format(config, decoder_config, names, entries)
+    name, dtype, text = _choose_format(config, described, names, entries)
     form = FORMATS[name]
-    vision = describe_vision(folder)
-    weight_bytes = _weight_bytes(entries, decoder_config, names, dtype, form)
+    vision = None if isinstance(described, EncoderDecoderConfig) else describe_vision(folder)
+    weight_bytes = _weight_bytes(entries, described, names, dtype, form)
     if vision is not None and entries is not None:
         weight_bytes += sum(prod(e.shape) for e in tower_entries(entries, names).values()) * dtype.itemsize
-    clock.done("model", f"{decoder_config.family} decoder {text}{'' if vision is None else '; takes images'}")
 
-    cost = StepCost.of(decoder_config, form.weight_bytes or dtype.itemsize, dtype.itemsize)
-    limits, plan = _fit(config, decoder_config, dtype, weight_bytes, cost.weight_size, vision)
+    cost = _cost(described, form.weight_bytes or dtype.itemsize, dtype)
+    decoder_config = described if isinstance(described, DecoderConfig) else None
+    given = read_given(config, decoder_config, names)
+    adapter_bytes = planned_bytes(config, given, dtype)
+    limits, plan = fit(
+        config, described, dtype, weight_bytes, cost.weight_size, available_bytes(), adapter_bytes, vision
+    )
+    clock.done("model", f"{described.family} {_kind(described)} {text}{'' if vision is None else '; takes images'}")
     kv_token = plan.kv_bytes // (plan.num_blocks * plan.block_size)
     kv_text = (
         f"{plan.num_blocks * plan.block_size} tokens x {human(kv_token)} = {human(plan.kv_bytes)} "
         f"({plan.reason}; --max-batch-total-tokens)"
     )
-    clock.done("KV memory", f"weights {human(weight_bytes)} + KV {kv_text}")
+    adapter_text = f" + adapters {human(adapter_bytes)}" if adapter_bytes else ""
+    clock.done("KV memory", f"weights {human(weight_bytes)}{adapter_text} + KV {kv_text}")
 
     tower = None if vision is None else VisionTower.load(folder, entries, names, dtype)
-    decoder = Decoder.load(entries, decoder_config, names, dtype, limits.max_total_tokens, form)
+    decoder: Model
+    if isinstance(described, EncoderDecoderConfig):
+        decoder = EncoderDecoder.load(entries, described, dtype, limits.max_total_tokens, form)
+    else:
+        decoder = Decoder.load(entries, described, names, dtype, limits.max_total_tokens, form)
     keep_freed_memory()  # from here on: what loading frees is not needed again
     cache = decoder.new_cache(plan.num_blocks, plan.block_size)
     kind = "random weights (--dummy-weights)" if entries is None else "weights"
     clock.done("load", f"{human(weight_bytes)} of {kind}, {torch.get_num_threads()} threads")
-    return LoadedModel(decoder, cache, limits, cost, vision, tower)
+    # without a bound, those that come while it runs may have half of what is planned for nothing else
+    room = adapter_bytes + (plan.spare // 2 if config.max_adapter_bytes is None else 0)
+    adapters = Adapters(config, decoder_config, names, dtype, room)
+    for adapter, file in given.items():
+        adapters.add(adapter, file)
+    if given:
+        clock.done("adapters", f"{', '.join(given)}: {human(adapters.nbytes)} of {human(room)}")
+    return LoadedModel(decoder, cache, limits, cost, adapters, vision, tower)
+
+
+def _describe(folder: Path, config: EngineConfig) -> tuple[Config, WeightMap]:
+    """What to compute, and, of a decoder, where its tensors lie."""
+    if encodes(folder):
+        return read_encoder_decoder(folder, config.rope_scaling, config.rope_factor), WeightMap()
+    return describe(folder, config.rope_scaling, config.rope_factor)
+
+
+def _kind(described: Config) -> str:
+    return "encoder-decoder" if isinstance(described, EncoderDecoderConfig) else "decoder"
+
+
+def _cost(described: Config, weight_size: float, dtype: torch.dtype) -> StepCost | PairCost:
+    if isinstance(described, EncoderDecoderConfig):
+        return PairCost.of(described, weight_size, dtype.itemsize)
+    return StepCost.of(described, weight_size, dtype.itemsize)
 
 
 def _choose_format(
-    config: EngineConfig, decoder: DecoderConfig, names: WeightMap, entries: dict[str, TensorEntry] | None
+    config: EngineConfig, decoder: Config, names: WeightMap, entries: dict[str, TensorEntry] | None
 ) -> tuple[str, torch.dtype, str]:
     """The name of the format, the working type, and both in words."""
     asked = config.quantize
@@ -102,7 +145,7 @@ def _choose_format(
     return name, dtype, f"in {str(dtype).removeprefix('torch.')}: {why} (--dtype){stored}"
 
 
-class _Clock:
+class Clock:
     """Reports stages with the seconds since the last one."""
 
     def __init__(self, on_stage: Callable[[Stage], None]) -> None:
@@ -115,14 +158,16 @@ class _Clock:
 
 
 def _weight_bytes(
-    entries: dict[str, TensorEntry] | None, config: DecoderConfig, names: WeightMap, dtype: torch.dtype, form: Format
+    entries: dict[str, TensorEntry] | None, config: Config, names: WeightMap, dtype: torch.dtype, form: Format
 ) -> int:
     """Bytes of the weights as they will be kept; a tied matrix is kept twice, as table and as packed head. entries:
     None for random weights."""
-    size = form.weight_bytes or dtype.itemsize
+    if isinstance(config, EncoderDecoderConfig):
+        return size.weight_bytes(entries, config, dtype, form)
+    one = form.weight_bytes or dtype.itemsize
     if entries is None:
-        cost = StepCost.of(config, size, dtype.itemsize)
-        return int(cost.parameters * size + cost.head * (size + dtype.itemsize))
+        cost = StepCost.of(config, one, dtype.itemsize)
+        return int(cost.parameters * one + cost.head * (one + dtype.itemsize))
     names = names.found_in(entries)
     tables = {names.embedding_tensor, f"{names.base}{names.positions}.weight"}
     total = 0.0
@@ -130,21 +175,27 @@ def _weight_bytes(
         ours = name.startswith((names.base, names.head))  # a larger model has more, which is not read
         if ours and len(entry.shape) <= 3:  # masks that old checkpoints store have four axes
             matrix = len(entry.shape) >= 2 and name not in tables
-            total += prod(entry.shape) * (size if matrix else dtype.itemsize)
+            total += prod(entry.shape) * (one if matrix else dtype.itemsize)
     if config.tie_head and names.head_tensor not in entries and (dtype == torch.bfloat16 or form.weight_bytes):
-        total += config.vocab_size * (config.embedding_size or config.hidden_size) * size
+        total += config.vocab_size * (config.embedding_size or config.hidden_size) * one
     return int(total)
 
 
-def _fit(
+Shape = Config | TransformersConfig
+
+
+def fit(
     config: EngineConfig,
-    decoder: DecoderConfig,
+    decoder: Shape,
     dtype: torch.dtype,
     weight_bytes: int,
     weight_size: float,
-    vision: VisionConfig | None,
+    available: int,
+    adapter_bytes: int = 0,
+    vision: VisionConfig | None = None,
 ) -> tuple[Limits, KVPlan]:
-    """Derive every limit that was not given, and check that it all fits."""
+    """Derive every limit that was not given, and check that it all fits. available: bytes free before the weights."""
+    encodes = isinstance(decoder, EncoderDecoderConfig)
     rows = config.max_batch_size or min(config.max_concurrent_requests, 128)
     budget = config.max_batch_prefill_tokens or _STEP_TOKENS
     if min(rows, budget, config.block_size) < 1:
@@ -152,12 +203,18 @@ def _fit(
     if not 0 < config.memory_fraction <= 1 or not 0 <= config.watermark_gamma <= 1:
         raise UsageError("the memory fraction and --watermark-gamma are shares: above 0, at most 1")
     kv_token = decoder.kv_elements * dtype.itemsize
-    step = _step_bytes(decoder, dtype, budget, rows, config.max_total_tokens or decoder.max_positions)
-    footprint = Footprint(weight_bytes, kv_token, step + (0 if vision is None else _TOWER_BYTES))
-    available = available_bytes()
+    longest = config.max_total_tokens or decoder.max_positions
+    if encodes:  # which reads a prompt whole, beside all that decode
+        budget = max(budget, (config.max_input_tokens or longest - 1) + config.block_size + rows)
+    step = step_bytes(decoder, dtype, budget, rows, longest)
+    if adapter_bytes and isinstance(decoder, DecoderConfig):  # a gated MLP's halves apart, and what is added to them
+        step += 3 * budget * decoder.mlp_width * dtype.itemsize
+    if vision is not None:
+        step += _TOWER_BYTES
+    footprint = Footprint(weight_bytes, kv_token, step, adapter_bytes)
 
     asked = max(config.max_total_tokens or 0, (config.max_input_tokens or 0) + 1)
-    if asked > decoder.max_positions:
+    if asked > decoder.max_positions and not encodes:
         raise UsageError(
             f"{asked} tokens (--max-total-tokens, --max-input-tokens) are beyond the model's "
             f"{decoder.max_positions} positions",
@@ -173,8 +230,13 @@ def _fit(
         config.max_batch_total_tokens,
         rows,
     )
+    if encodes:  # where a prompt's keys and values end, a block ends
+        block = config.block_size * kv_token
+        plan = replace(plan, num_blocks=plan.num_blocks + 1, kv_bytes=plan.kv_bytes + block)
     inputs = config.max_input_tokens or total - 1
-    if vision is not None and vision.whole:  # such a prompt is computed in one step, and inside every window
+    if (
+        vision is not None and vision.whole and isinstance(decoder, DecoderConfig)
+    ):  # such a prompt is computed in one step, and inside every window
         inputs = min(inputs, budget, *(window for window in decoder.windows if window is not None))
     if inputs >= total:
         raise UsageError(f"`max_input_tokens`({inputs}) must be < `max_total_tokens`({total})")
@@ -188,24 +250,28 @@ def _fit(
         max_batch_prefill_tokens=budget,
         max_batch_size=rows,
         dtype=str(dtype).removeprefix("torch."),
-        num_layers=decoder.num_layers,
+        num_layers=decoder.encoder_layers if isinstance(decoder, EncoderDecoderConfig) else decoder.num_layers,
         hidden_size=decoder.hidden_size,
         weight_size=weight_size,
+        start_id=decoder.start_id if isinstance(decoder, EncoderDecoderConfig) else None,
         image_token=None if vision is None else vision.image_token,
     )
     return limits, plan
 
 
-def _step_bytes(decoder: DecoderConfig, dtype: torch.dtype, budget: int, rows: int, total: int) -> int:
+def step_bytes(decoder: Shape, dtype: torch.dtype, budget: int, rows: int, total: int) -> int:
     """The most that the intermediate results of one step take."""
+    logits = max(rows, HEAD_ROWS) * decoder.vocab_size * 16  # float32, and for draws a copy and probabilities
+    if isinstance(decoder, EncoderDecoderConfig):
+        gathered = 2 * decoder.inner_size * max(GATHERED, total) * dtype.itemsize
+        return size.step_bytes(decoder, dtype, budget, total) + gathered + logits
     wide = 4 * decoder.hidden_size + 3 * decoder.mlp_width + 2 * decoder.num_heads * decoder.head_width
     gathered = 2 * decoder.num_kv_heads * decoder.head_width * max(GATHERED, total)
     scores = 3 * min(SCORES, decoder.num_heads * max(budget, rows) * total)
-    logits = max(rows, HEAD_ROWS) * decoder.vocab_size  # float32, and for draws a copy and probabilities
-    return (budget * wide + gathered + scores) * dtype.itemsize + logits * 16
+    return (budget * wide + gathered + scores) * dtype.itemsize + logits
 
 
-def _default_total(config: EngineConfig, decoder: DecoderConfig, footprint: Footprint, available: int) -> int:
+def _default_total(config: EngineConfig, decoder: Shape, footprint: Footprint, available: int) -> int:
     """The longest sequence to promise when the user names none: the model's context, or what the memory holds."""
     ceiling = decoder.max_positions
     if config.max_batch_total_tokens is not None:

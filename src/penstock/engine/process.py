@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -22,12 +23,15 @@ from penstock.engine import wire
 from penstock.engine.child import settle_in
 from penstock.engine.request import (
     Abort,
+    AdapterReply,
     Failed,
     FromEngine,
+    LoadAdapter,
     Ready,
     SequenceOutput,
     Stage,
     StepOutput,
+    UnloadAdapter,
 )
 from penstock.errors import InvalidRequest, PenstockError
 
@@ -133,10 +137,30 @@ def _take(engine: EngineLoop, channel: Channel, body: bytes) -> None:
     if isinstance(message, Abort):
         engine.abort(message.id)
         return
+    if isinstance(message, LoadAdapter | UnloadAdapter):
+        channel.send(AdapterReply(message.id, _adapt(engine, message)))
+        return
     try:
         engine.add(message)
     except InvalidRequest as error:
         _refuse(engine, channel, message.id, error.what)
+
+
+def _adapt(engine: EngineLoop, message: LoadAdapter | UnloadAdapter) -> Failed | None:
+    """Load or unload an adapter, between two steps. Returns why it cannot be."""
+    try:
+        if isinstance(message, UnloadAdapter):
+            engine.adapters.unload(message.name)
+        else:
+            engine.adapters.load(message.name, Path(message.folder), replace=message.replace)
+    except PenstockError as error:
+        return Failed(error.exit_code, error.what, error.why, error.hint)
+    except MemoryError:
+        return Failed(5, f"there is too little memory for the adapter {message.name}")
+    except Exception:
+        log.exception("the adapter %r failed", message.name)
+        return Failed(1, f"the adapter {message.name} could not be loaded")
+    return None
 
 
 def _refuse(engine: EngineLoop, channel: Channel, request_id: int, text: str) -> None:

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,15 +22,18 @@ from penstock.engine.child import environment
 from penstock.engine.config import EngineConfig
 from penstock.engine.request import (
     Abort,
+    AdapterReply,
     EngineRequest,
     Failed,
     FromEngine,
     Limits,
+    LoadAdapter,
     Ready,
     SequenceOutput,
     Stage,
     StepOutput,
     ToEngine,
+    UnloadAdapter,
     validate,
 )
 from penstock.errors import PenstockError, by_exit_code
@@ -53,6 +57,7 @@ class EngineChild:
         self._live: dict[int, int] = {}  # the child's id of a request: the caller's
         self._numbers: dict[int, int] = {}  # and the other way round
         self._buffer = bytearray()
+        self._early: deque[FromEngine] = deque()  # came while something else was waited for
         # The child dies with the thread that started it, so that thread lives as long as this object.
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._sock, theirs = socket.socketpair()
@@ -94,11 +99,27 @@ class EngineChild:
     def step(self) -> StepOutput:
         """What the next step makes. Raises EngineEnded."""
         while True:
-            message = self._receive()
+            message = self._early.popleft() if self._early else self._receive()
             if isinstance(message, StepOutput):
                 return StepOutput([o for o in map(self._ours, message.outputs) if o is not None], message.stats)
             if isinstance(message, Failed):
                 raise EngineEnded(message.what)
+
+    def load_adapter(self, name: str, folder: str) -> None:
+        """Load a LoRA adapter. Raises PenstockError, EngineEnded."""
+        self._adapt(LoadAdapter(next(self._ids), name, folder))
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter; requests that run on it finish with it. Raises PenstockError, EngineEnded."""
+        self._adapt(UnloadAdapter(next(self._ids), name))
+
+    def _adapt(self, message: LoadAdapter | UnloadAdapter) -> None:
+        self._send(message)
+        while not isinstance(reply := self._receive(), AdapterReply):
+            self._early.append(reply)
+        if reply.failure is not None:
+            failure = reply.failure
+            raise by_exit_code(failure.exit_code, failure.what, failure.why, failure.hint)
 
     def close(self) -> None:
         """End the process; its memory is free when this returns."""

@@ -139,6 +139,7 @@ class EngineRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="genera
     embed: Embed | None = None
     images: list[Image] = []  # fill the placeholder tokens of the prompt, in their order
     priority: int = 0  # lower runs first
+    adapter: str | None = None  # the LoRA adapter that the model computes with, by its name
     salt: bytes = b""  # prefix cache is shared only between requests of equal salt (one per API key)
 
     @property
@@ -151,6 +152,29 @@ class Abort(msgspec.Struct, frozen=True, tag="abort"):
     """Forget a request: its blocks return at the next step, nothing more is sent for it."""
 
     id: int
+
+
+class LoadAdapter(msgspec.Struct, frozen=True, omit_defaults=True, tag="load_adapter"):
+    """Load a LoRA adapter under a name, from a folder. replace: in the place of one that has the name."""
+
+    id: int
+    name: str
+    folder: str
+    replace: bool = False
+
+
+class UnloadAdapter(msgspec.Struct, frozen=True, tag="unload_adapter"):
+    """Forget an adapter. Requests that run on it finish with it; its memory returns with the last of them."""
+
+    id: int
+    name: str
+
+
+class AdapterReply(msgspec.Struct, frozen=True, omit_defaults=True, tag="adapter"):
+    """How a LoadAdapter or an UnloadAdapter went; failure: None where it went well."""
+
+    id: int
+    failure: Failed | None = None
 
 
 class Token(msgspec.Struct, frozen=True, array_like=True):
@@ -268,6 +292,12 @@ class Limits(msgspec.Struct, frozen=True):
     hidden_size: int = 0  # numbers in each
     weight_size: float = 2.0  # bytes of one weight of a matrix as it is stored
     image_token: int | None = None  # stands in a prompt for each row of an image; None: the model takes no images
+    start_id: int | None = None  # what the decoder begins with, where an encoder reads the prompt
+    hidden_states: bool = True  # they can be asked for
+
+    def continued(self, prompt_ids: list[int]) -> list[int]:
+        """The tokens that the text of an answer continues: none where an encoder reads the prompt."""
+        return prompt_ids if self.start_id is None else []
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
@@ -289,8 +319,8 @@ class Beat(msgspec.Struct, frozen=True, tag="beat"):
     """The engine process is alive, though it may be busy with a long step."""
 
 
-ToEngine = EngineRequest | Abort
-FromEngine = StepOutput | Stage | Ready | Failed | Beat
+ToEngine = EngineRequest | Abort | LoadAdapter | UnloadAdapter
+FromEngine = StepOutput | Stage | Ready | Failed | Beat | AdapterReply
 
 
 def validate(request: EngineRequest, limits: Limits) -> None:
@@ -341,6 +371,8 @@ def _check_lengths(request: EngineRequest, limits: Limits) -> None:
     if request.prompt_top_n > 0 and not request.prompt_logprobs:
         raise InvalidRequest("`prompt_top_n` needs `prompt_logprobs`")
     if request.embed is not None:
+        if not limits.hidden_states:
+            raise InvalidRequest("this model runs through transformers and gives no hidden states")
         layers = request.embed.of(limits.num_layers)
         if not 0 < len(layers) <= limits.num_layers + 1 or not all(0 <= i <= limits.num_layers for i in layers):
             raise InvalidRequest(f"`layers` must be numbers of the model's hidden states, 0 to {limits.num_layers}")

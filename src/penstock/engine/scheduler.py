@@ -23,9 +23,18 @@ class Run:
     length: int
 
     @property
+    def context(self) -> int:
+        """Tokens that are known to the cache when the run is computed."""
+        return self.sequence.computed + self.length
+
+    @property
+    def blocks(self) -> list[int]:
+        return self.sequence.blocks
+
+    @property
     def reaches_end(self) -> bool:
         """Whether the run ends at the last known token, so that the next one can be chosen."""
-        return self.sequence.computed + self.length == len(self.sequence.ids)
+        return self.context == len(self.sequence.ids)
 
 
 class Scheduler:
@@ -95,15 +104,16 @@ class Scheduler:
             if self.prefix_caching and not sequence.request.reads_prompt:
                 sequence.take_prefix(self.pool)
             length = min(sequence.pending, budget)
-            if sequence.computed + length < sequence.whole:  # it needs a step that takes all of it
+            if length < sequence.encoded:  # an encoder reads its text whole
+                return
+            if sequence.computed + length < sequence.whole:  # and so does a decoder that looks ahead
                 sequence.drop_blocks(self.pool)
                 return
             # room for all that is known and for the others to grow by a block, so that a sequence is not started only
             # to be preempted half way
             known = -(-len(sequence.ids) // self.pool.block_size) - len(sequence.blocks)
-            if known + len(self.running) > self.pool.available or not sequence.grow(
-                self.pool, sequence.computed + length
-            ):
+            growing = sum(s.may_grow(self.pool.block_size) for s in self.running)
+            if known + growing > self.pool.available or not sequence.grow(self.pool, sequence.computed + length):
                 sequence.drop_blocks(self.pool)
                 return
             self.waiting.pop(0)

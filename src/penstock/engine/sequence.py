@@ -9,6 +9,7 @@ from hashlib import sha256
 
 import msgspec
 
+from penstock.engine.adapters import LoadedAdapter
 from penstock.engine.block_pool import BlockPool, block_key, root_key
 from penstock.engine.grammar import Cursor
 from penstock.engine.images import PromptImages
@@ -21,13 +22,19 @@ _NOTHING: list[int] = []
 
 @dataclass(eq=False)
 class Sequence:
-    """`ids` are all known tokens, prompt first; the first `computed` of them have keys and values in `blocks`."""
+    """`ids` are all known tokens, prompt first; the first `computed` of them have keys and values in `blocks`.
+
+    Where an encoder reads the prompt, the first `encoded` are what its keys and values take, up to the end of a block;
+    the decoder's own tokens follow.
+    """
 
     request: EngineRequest
     root: bytes  # key of the empty prefix: salt and all
     span: int  # the length that its first tokens were computed for, see Rotary
     ids: list[int]
     prompt_length: int
+    given: int  # tokens that were not generated
+    encoded: int
     arrival: float
     number: int  # order of arrival, breaks ties
     computed: int = 0
@@ -42,6 +49,7 @@ class Sequence:
     ends: frozenset[int] = frozenset()  # tokens that end it
     bare: bool = False  # the raw scores decide alone, and nothing is told of them
     cursor: Cursor | None = None  # where it is in its grammar
+    adapter: LoadedAdapter | None = None
     images: PromptImages | None = None
     whole: int = 0  # so many first tokens are computed together, because they see each other in both directions
 
@@ -53,39 +61,54 @@ class Sequence:
         nonce: bytes,
         rope: RopeConfig | None,
         eos_ids: frozenset[int] = frozenset(),
+        start: tuple[int, int] | None = None,
+        adapter: LoadedAdapter | None = None,
         images: PromptImages | None = None,
         whole: bool = False,
     ) -> Sequence:
         """nonce: random per process, so that block keys cannot be guessed from outside.
 
         rope: the rotation whose angles depend on a prompt's length beyond some context, if any; such prompts share
-        cached blocks only with prompts of the same angles. whole: all of the prompt's tokens see each other, so that
-        blocks are shared only between equal prompts.
+        cached blocks only with prompts of the same angles. start: where an encoder reads the prompt, the token that the
+        decoder begins with and the size of a block. whole: all of the prompt's tokens see each other, so that blocks
+        are shared only between equal prompts.
         """
         n = len(request.prompt_ids)
         far = rope is not None and rope.span_limit is not None and n > rope.span_limit
         mark = 0 if rope is None or not far else n if rope.kind == "dynamic" else 1
-        root = root_key(nonce, request.salt, mark.to_bytes(8, "little"))
+        adapted = b"" if adapter is None else adapter.key
+        root = root_key(nonce, request.salt, mark.to_bytes(8, "little"), adapted)
         if whole:
             digests = b"" if images is None else b"".join(images.digests)
             root = root_key(root, sha256(array("q", request.prompt_ids).tobytes()).digest(), digests)
         if request.images:
             request = msgspec.structs.replace(request, images=[])  # their pixels are in `images` until they are seen
         ends = frozenset(request.stop_ids) if request.ignore_eos else eos_ids | frozenset(request.stop_ids)
+        ids, encoded = list(request.prompt_ids), 0
+        if start is not None:
+            token, block_size = start
+            encoded = n if request.max_new_tokens == 0 else -(-n // block_size) * block_size
+            ids += [token] * (encoded - n + (request.max_new_tokens > 0))  # what fills up the block is never computed
         bare = request.sampling.plain and not request.logprobs and not request.top_n_tokens
-        return cls(
+        sequence = cls(
             request,
             root,
             n,
-            list(request.prompt_ids),
+            ids,
             n,
+            len(ids),
+            encoded,
             time.monotonic(),
             number,
             ends=ends,
             bare=bare,
+            adapter=adapter,
             images=images,
             whole=n if whole else 0,
         )
+        if encoded and request.prompt_logprobs:  # they are of what the decoder is given: nothing precedes that
+            sequence.prompt_logprobs, sequence.prompt_top = [None], [[]] if request.prompt_top_n else []
+        return sequence
 
     @property
     def id(self) -> int:
@@ -98,7 +121,12 @@ class Sequence:
 
     @property
     def generated(self) -> int:
-        return len(self.ids) - self.prompt_length
+        return len(self.ids) - self.given
+
+    @property
+    def text_ids(self) -> list[int]:
+        """What the decoder knows of the text: everything, or what follows the encoder's part."""
+        return self.ids[self.encoded :] if self.encoded else self.ids
 
     @property
     def pending(self) -> int:
@@ -145,6 +173,10 @@ class Sequence:
             return False
         self.blocks.extend(blocks)
         return True
+
+    def may_grow(self, block_size: int) -> bool:
+        """Whether it may come to need more blocks than it holds."""
+        return len(self.blocks) * block_size < self.prompt_length + self.request.max_new_tokens
 
     def publish(self, pool: BlockPool) -> None:
         """Offer every newly filled block to the prefix index."""

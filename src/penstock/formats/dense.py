@@ -8,6 +8,7 @@ that is our own (kernels/cpu/matmul_bf16.cpp), elsewhere oneDNN's.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -32,10 +33,17 @@ class Linear(Protocol):
 
 
 class Gated(Protocol):
-    """The first half of a gated MLP."""
+    """The first half of a gated MLP. activation: by its name in ACTIVATIONS."""
+
+    @property
+    def activation(self) -> str: ...
 
     def __call__(self, x: Tensor) -> Tensor:
         """activation(x @ gate.T + gate_bias) * (x @ up.T + up_bias). x: [T, in] -> [T, out]."""
+        ...
+
+    def halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the activation and the product are given, for those who add to it: [T, out] each."""
         ...
 
 
@@ -53,10 +61,10 @@ def load_gated(
 ) -> Gated:
     """Pack the two matrices [out, in] of a gated MLP. activation: one of ACTIVATIONS."""
     if products.can_multiply("bf16", gate) and activation in products.GATES:
-        return GatedPanels(products.pack("bf16", (gate, up), (gate_bias, up_bias), activation))
+        return GatedPanels(products.pack("bf16", (gate, up), (gate_bias, up_bias), activation), activation)
     first, second = load(gate, gate_bias), load(up, up_bias)
     if isinstance(first, OneDnn) and isinstance(second, OneDnn) and activation in _FUSED:
-        return GatedOneDnn(first, second, _FUSED[activation])
+        return GatedOneDnn(first, second, activation)
     return GatedPair(first, second, activation)
 
 
@@ -110,21 +118,32 @@ class GatedPanels:
     """The two matrices of a gated MLP, side by side in panels."""
 
     packed: Packed
+    activation: str
 
     def __call__(self, x: Tensor) -> Tensor:
         return products.multiply_gated(self.packed, x)
 
+    def halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return products.apart(products.multiply(self._plain, x), self.packed.n)
+
+    @cached_property
+    def _plain(self) -> Packed:
+        return products.side_by_side(self.packed)
+
 
 @dataclass(frozen=True)
 class GatedOneDnn:
-    """activation: by oneDNN's name."""
+    """activation: one that oneDNN has."""
 
     gate: OneDnn
     up: OneDnn
     activation: str
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.up.with_other(x, self.gate.then(x, self.activation), "mul")
+        return self.up.with_other(x, self.gate.then(x, _FUSED[self.activation]), "mul")
+
+    def halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.gate(x), self.up(x)
 
 
 @dataclass(frozen=True)
@@ -137,3 +156,6 @@ class GatedPair:
 
     def __call__(self, x: Tensor) -> Tensor:
         return ACTIVATIONS[self.activation](self.gate(x)).mul_(self.up(x))
+
+    def halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.gate(x), self.up(x)

@@ -27,5 +27,5 @@ def load_gated(
 ) -> Gated:
     """Quantize and pack the two matrices [out, in] of a gated MLP. activation: one of ACTIVATIONS."""
     if products.can_multiply("int4", gate) and activation in products.GATES:
-        return GatedPanels(products.pack("int4", (gate, up), (gate_bias, up_bias), activation))
+        return GatedPanels(products.pack("int4", (gate, up), (gate_bias, up_bias), activation), activation)
     return GatedPair(load(gate, gate_bias), load(up, up_bias), activation)

@@ -260,6 +260,8 @@ def _no_weights(folder: Path, names: list[str]) -> ModelError:
         return ModelError(what, "It has a GGUF file.", "Give the GGUF file itself instead of the folder.")
     if any(n.startswith("adapter_") for n in names):
         return ModelError(
-            what, "It is a LoRA adapter, not a model.", "Give the base model's folder; adapters come later."
+            what,
+            "It is a LoRA adapter, not a model.",
+            f"Give the base model's folder: penstock serve BASE --lora-adapters NAME={folder}",
         )
     return ModelError(what, "Only the configuration was copied or downloaded.", "Download the model again.")

@@ -1,8 +1,8 @@
 """Fetching one snapshot of a hub model, into the cache or a folder: resumable, verified, by several processes at once.
 
-Only data is fetched: configuration, tokenizer, templates and safetensors; never Python files, and pickles (.bin) only
-for their conversion. The hub's library says what a commit holds and who may have it; the bytes are moved here, because
-the library forgets what an interrupted transfer had.
+Only data is fetched: configuration, tokenizer, templates and safetensors; Python files only where their user trusts
+them, and pickles (.bin) only for their conversion. The hub's library says what a commit holds and who may have it; the
+bytes are moved here, because the library forgets what an interrupted transfer had.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ from penstock.hub.store import COMMIT, CacheStore, FolderStore
 from penstock.hub.transfer import Meter, RemoteFile, fetch, verify
 
 ALLOW = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
+CODE = ["*.py"]
 PICKLES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 IGNORE = ["*/*", "adapter_*", "*.bin.index.json"]  # fnmatch: `*/*` is everything in subfolders
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")  # of a LoRA adapter
 CONNECT_SECONDS = 6.0  # one connection attempt
 ANSWER_SECONDS = 15.0  # everything until the hub has described the model, name lookup included
 LINE_SECONDS = 15.0  # between lines of progress
@@ -48,14 +50,14 @@ class Downloaded:
     seconds: float
 
 
-def download(name: str, revision: str | None, *, pickles: bool = False) -> Path:
+def download(name: str, revision: str | None, *, pickles: bool = False, code: bool = False) -> Path:
     """Fetch hub model `name` (ORG/NAME, already checked) at `revision` (None: main) and return its snapshot folder.
 
-    pickles: take its .bin weights, to convert them. An interrupted download goes on where it stopped when it is called
-    again. Raises ModelError (unknown, gated, nothing usable in it), EnvironmentFault (no network), ResourceError (disk
-    full).
+    pickles: take its .bin weights, to convert them. code: take its .py files as well. An interrupted download goes on
+    where it stopped when it is called again. Raises ModelError (unknown, gated, nothing usable in it), EnvironmentFault
+    (no network), ResourceError (disk full).
     """
-    return download_snapshot(name, revision, pickles=pickles).path
+    return download_snapshot(name, revision, pickles=pickles, code=code).path
 
 
 def download_snapshot(
@@ -65,11 +67,14 @@ def download_snapshot(
     to: Path | None = None,
     token: str | None = None,
     pickles: bool = False,
+    code: bool = False,
+    adapter: bool = False,
     only: str | None = None,
     show: Callable[[Meter], None] | None = None,
 ) -> Downloaded:
-    """As `download`, with the sums. to: a folder for plain files instead of the cache; token: instead of the stored
-    one; only: one file of the repository (a GGUF); show: called a few times a second with the state."""
+    """As `download`, with the sums. adapter: of a LoRA adapter; to: a folder for plain files instead of the cache;
+    token: instead of the stored one; only: one file of the repository (a GGUF); show: called a few times a second with
+    the state."""
     from huggingface_hub import HfApi, hf_hub_url  # 150 ms: only when the network is really needed
     from huggingface_hub.utils import build_hf_headers, get_session
 
@@ -77,7 +82,9 @@ def download_snapshot(
     since = time.monotonic()
     try:
         commit, listed = _within(ANSWER_SECONDS, lambda: _list(api, name, revision))
-        files = [listed[file] for file in _needed(name, {n: f.size for n, f in listed.items()}, pickles, only)]
+        sizes = {n: f.size for n, f in listed.items()}
+        needed = _of_adapter(name, sizes) if adapter else _needed(name, sizes, pickles, code, only)
+        files = [listed[n] for n in needed]
         total = sum(file.size for file in files)
         store = FolderStore(to) if to is not None else CacheStore(name)
         store.check()
@@ -114,14 +121,17 @@ def _list(api: Any, name: str, revision: str | None) -> tuple[str, dict[str, Rem
     return commit, files
 
 
-def _needed(name: str, sizes: dict[str, int], pickles: bool, only: str | None) -> list[str]:
+def _needed(name: str, sizes: dict[str, int], pickles: bool, code: bool, only: str | None) -> list[str]:
     """The files that Penstock reads. Raises ModelError when there is nothing to load."""
     if only is not None:
         if only not in sizes or "/" in only or only.startswith("."):
             near = [file for file in sizes if file.endswith(".gguf")][:4]
             raise ModelError(f"{name} has no file {only[:80]!r}.", f"It has {', '.join(near)}." if near else "")
         return [only]
+    if not pickles and _is_adapter(sizes):
+        return list(ADAPTER)
     allow = [*ALLOW[:1], *ALLOW[2:], *PICKLES] if pickles else ALLOW
+    allow = [*allow, *CODE] if code else allow
     ignore = ["*/*"] if pickles else _check_usable(name, sizes)
     return [
         file
@@ -130,6 +140,19 @@ def _needed(name: str, sizes: dict[str, int], pickles: bool, only: str | None) -
         and not any(fnmatch.fnmatchcase(file, p) for p in ignore)
         and not file.startswith(".")
     ]
+
+
+def _is_adapter(sizes: dict[str, int]) -> bool:
+    """Whether a repository holds a LoRA adapter and no model."""
+    return "config.json" not in sizes and all(file in sizes for file in ADAPTER)
+
+
+def _of_adapter(name: str, sizes: dict[str, int]) -> list[str]:
+    """The files of a LoRA adapter. Raises ModelError where there is none."""
+    for file in ADAPTER:
+        if file not in sizes:
+            raise ModelError(f"{name} is no LoRA adapter that can be loaded.", f"It has no {file}.")
+    return list(ADAPTER)
 
 
 def _bring(
@@ -251,7 +274,7 @@ def _check_usable(name: str, files: dict[str, int]) -> list[str]:
         why = "It holds GGUF files; one of them is enough."
         hint = f"Fetch one, for example with `penstock download {name} --file {file} --to .`, and give the file."
     elif "adapter_config.json" in top:
-        why = "It is a LoRA adapter; give its base model."
+        why = f"It is a LoRA adapter without {ADAPTER[1]}."
     elif any(file.endswith((".bin", ".pt", ".pth")) for file in files):
         why = "It holds only .bin or .pt weights: pickles, which can run code when read, so they are never loaded."
         if any(file.startswith("pytorch_model") for file in top):

@@ -17,6 +17,7 @@ _WHOLE = (
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
+    "adapter_config.json",
 )
 
 

@@ -117,9 +117,23 @@ def pack(form: str, weights: tuple[Tensor, ...], biases: tuple[Tensor | None, ..
         beside = [t[i].data_ptr() for t in (scales, offsets) if t]
         function(rows.data_ptr(), out.data_ptr(), *beside, n, k, i * width, width)
     biases = tuple(None if bias is None else bias.contiguous() for bias in biases)
+    return _described(form, out, scales, offsets, biases, n, k, activation)
+
+
+def _described(
+    form: str,
+    weights: Tensor,
+    scales: tuple[Tensor, ...],
+    offsets: tuple[Tensor, ...],
+    biases: tuple[Tensor | None, ...],
+    n: int,
+    k: int,
+    activation: str = "silu",
+) -> Packed:
+    """The same for C."""
     places = [(_POINTER * 2)(*map(_address, tensors)) for tensors in (scales, offsets, biases)]
-    matrix = _Matrix(out.data_ptr(), *places, n, k, GATES[activation])
-    return Packed(form, out, scales, offsets, biases, n, k, matrix)
+    matrix = _Matrix(weights.data_ptr(), *places, n, k, GATES[activation])
+    return Packed(form, weights, scales, offsets, biases, n, k, matrix)
 
 
 def multiply(packed: Packed, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -153,6 +167,41 @@ def multiply_gated(packed: Packed, x: Tensor) -> Tensor:
         packed.matrix, x.data_ptr(), x.stride(0), rows, out.data_ptr(), None if scratch is None else scratch.data_ptr()
     )
     return out
+
+
+def side_by_side(packed: Packed) -> Packed:
+    """The two matrices of a gated MLP as one that `multiply` takes, over the same panels: its outputs are those of the
+    gate and of the other by turns, as many of each as `apart` undoes."""
+    half = _PANEL // 2
+    panels = -(-packed.n // half)
+
+    def woven(pair: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
+        """[panels * 64], zeros where a matrix has none or the last panel is not full."""
+        like = next((tensor for tensor in pair if tensor is not None), None)
+        if like is None:
+            return ()
+        both = like.new_zeros(2, panels * half)
+        for row, tensor in zip(both, pair, strict=True):
+            if tensor is not None:
+                row[: packed.n] = tensor
+        return (both.view(2, panels, half).transpose(0, 1).reshape(-1),)
+
+    return _described(
+        packed.form,
+        packed.weights,
+        woven(packed.scales),
+        woven(packed.offsets),
+        woven(packed.biases),
+        panels * _PANEL,
+        packed.k,
+    )
+
+
+def apart(y: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """What a `side_by_side` product gave, [T, panels * 64], as the outputs of the two matrices, [T, n] each."""
+    turns = y.view(len(y), -1, 2, _PANEL // 2)
+    gate, up = (turns[:, :, i].reshape(len(y), -1)[:, :n].contiguous() for i in range(2))
+    return gate, up
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:

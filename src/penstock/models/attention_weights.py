@@ -10,7 +10,7 @@ from torch import Tensor
 from penstock.formats.dense import Linear
 from penstock.kernels.rotary import arrangement
 from penstock.models.attention import FusedQkv, LatentQkv, Qkv
-from penstock.models.config import HeadNormConfig, LatentConfig
+from penstock.models.config import DecoderConfig, HeadNormConfig, LatentConfig, WeightMap
 from penstock.models.norms import Norm, NormOfAll, NormOfEach, NormOfOdd
 from penstock.models.source import Source, make_norm
 
@@ -23,8 +23,8 @@ def load_qkv(source: Source, prefix: str, i: int) -> Qkv:
     heads = (c.num_heads, c.num_kv_heads, c.num_kv_heads)
     rows = tuple(n * c.head_dim for n in heads) if len(names.qkv) == 3 else (sum(heads) * c.head_dim,)
     weight, bias = source.matrix(prefix, names.qkv, rows, c.hidden_size, c.qkv_bias)
-    weight = _arranged(source, weight)
-    bias = None if bias is None else _arranged(source, bias)
+    weight = arranged(c, names, weight)
+    bias = None if bias is None else arranged(c, names, bias)
     q_norm = k_norm = None
     if c.qk_norm is not None and not (c.qk_norm.rotated_only and c.ropes[i].kind == "none"):
         q_norm = _head_norm(source, c.qk_norm, f"{prefix}{names.q_norm}", c.num_heads)
@@ -38,11 +38,10 @@ def _latent_qkv(source: Source, prefix: str, latent: LatentConfig) -> LatentQkv:
     """Multi-head latent attention; the names of its tensors are DeepSeek's."""
     c = source.config
     prefix = f"{prefix}self_attn."
-    order, count = c.head_order, c.num_heads * c.head_dim
+    count = c.num_heads * c.head_dim
 
     def query(weight: Tensor) -> Linear:
-        heads = weight.view(c.num_heads, c.head_dim, -1)
-        return source.form.load(heads.flatten(0, 1) if order is None else in_order(heads, 1, order).flatten(0, 1))
+        return source.form.load(arranged_queries(c, weight))
 
     def norm(name: str, size: int) -> Norm:
         return make_norm(latent.norm, source.read(f"{prefix}{name}.weight", (size,)), None, size, source.dtype)
@@ -58,12 +57,12 @@ def _latent_qkv(source: Source, prefix: str, latent: LatentConfig) -> LatentQkv:
         )
     rank, turned = latent.kv_rank, latent.rotary_dim
     weight, bias = source.matrix(prefix, ("kv_a_proj_with_mqa",), (rank + turned,), c.hidden_size, c.qkv_bias)
-    pairs = arrangement(turned, None, c.rope.neighbours) or list(range(turned))
-    rows = [*range(rank), *(rank + d for d in pairs)]
     values = c.num_heads * (c.head_dim - turned + latent.value_dim)
     return LatentQkv(
         query=queries,
-        down=source.form.load(in_order(weight, 0, rows), None if bias is None else in_order(bias, 0, rows)),
+        down=source.form.load(
+            arranged_latent(c, latent, weight), None if bias is None else arranged_latent(c, latent, bias)
+        ),
         norm=norm("kv_a_layernorm", rank),
         up=source.form.load(*source.matrix(prefix, ("kv_b_proj",), (values,), rank, False)),
         heads=c.num_heads,
@@ -73,27 +72,50 @@ def _latent_qkv(source: Source, prefix: str, latent: LatentConfig) -> LatentQkv:
     )
 
 
+def arranged_queries(c: DecoderConfig, rows: Tensor) -> Tensor:
+    """Rows of latent attention's queries in our order. rows: [heads * head_dim, n]"""
+    heads = rows.view(c.num_heads, c.head_dim, -1)
+    return (heads if c.head_order is None else in_order(heads, 1, c.head_order)).flatten(0, 1)
+
+
+def arranged_latent(c: DecoderConfig, latent: LatentConfig, rows: Tensor) -> Tensor:
+    """Rows of the way to the latent vector and the rotated part of a key, that part in our order.
+
+    rows: [kv_rank + rotary_dim, ...]
+    """
+    rank, turned = latent.kv_rank, latent.rotary_dim
+    pairs = arrangement(turned, None, c.rope.neighbours) or list(range(turned))
+    return in_order(rows, 0, [*range(rank), *(rank + d for d in pairs)])
+
+
 def load_out(source: Source, prefix: str) -> Linear:
-    """The output projection; dimensions that heads have only in our layout get zeros."""
+    """The output projection."""
     c = source.config
-    dim = c.head_dim if c.latent is None else c.latent.value_dim
-    weight, bias = source.matrix(prefix, (source.names.out,), (c.hidden_size,), c.num_heads * dim, c.out_bias)
-    if dim != c.head_width:
-        weight = _widened(weight.view(c.hidden_size, c.num_heads, dim), 2, c.head_width).flatten(1)
-    return source.form.load(weight, bias)
+    columns = c.num_heads * c.value_dim
+    weight, bias = source.matrix(prefix, (source.names.out,), (c.hidden_size,), columns, c.out_bias)
+    return source.form.load(arranged_values(c, weight), bias)
 
 
-def _arranged(source: Source, rows: Tensor) -> Tensor:
+def arranged_values(c: DecoderConfig, columns: Tensor) -> Tensor:
+    """Columns of the output projection; dimensions that heads have only in our layout get zeros.
+
+    columns: [n, heads * value_dim] -> [n, heads * head_width]
+    """
+    if c.value_dim == c.head_width:
+        return columns
+    return _widened(columns.view(len(columns), c.num_heads, c.value_dim), 2, c.head_width).flatten(1)
+
+
+def arranged(c: DecoderConfig, names: WeightMap, rows: Tensor) -> Tensor:
     """Rows of q, k and v in our order: all q, all k, all v, and the dimensions of their heads as `head_order` says.
 
     rows: [(heads + 2 kv_heads) * head_dim, ...], as the checkpoint orders them.
     """
-    c = source.config
     order, kv_heads = c.head_order, c.num_kv_heads
-    if order is None and not source.names.qkv_grouped:
+    if order is None and not names.qkv_grouped:
         return rows
     heads = rows.view(-1, c.head_dim, *rows.shape[1:])
-    if source.names.qkv_grouped:
+    if names.qkv_grouped:
         groups = heads.view(kv_heads, -1, *heads.shape[1:])
         heads = torch.cat([part.flatten(0, 1) for part in groups.tensor_split((-2, -1), dim=1)])
     if order is not None:

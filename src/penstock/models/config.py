@@ -136,9 +136,14 @@ class DecoderConfig:
         return scale / (layer + 1) if self.scale_by_depth else scale
 
     @property
+    def value_dim(self) -> int:
+        """Numbers in the value of a head."""
+        return self.head_dim if self.latent is None else self.latent.value_dim
+
+    @property
     def head_width(self) -> int:
         """What a head takes in the cache: its keys or its values, the wider of them, and one more where that is odd."""
-        widest = max(self.head_dim, 0 if self.latent is None else self.latent.value_dim)
+        widest = max(self.head_dim, self.value_dim)
         return widest + widest % 2
 
     @property

@@ -7,13 +7,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from penstock.devices.cpu import zeros_on_demand
 from penstock.formats import FORMATS, Format
 from penstock.formats.dense import Linear
 from penstock.hub.checkpoint import TensorEntry
-from penstock.kernels.rotary import Rotary
+from penstock.kernels.rotary import RopeConfig, Rotary
+from penstock.models.adapted import adapted
 from penstock.models.config import DecoderConfig, WeightMap
-from penstock.models.inputs import KVCache, StepInputs
+from penstock.models.inputs import KVCache, StepInputs, empty_cache
 from penstock.models.mlp import Mlp
 from penstock.models.norms import Norm
 from penstock.models.weights import DecoderWeights, LayerWeights, load_decoder
@@ -46,16 +46,19 @@ class Decoder:
         return cls(config, load_decoder(entries, config, names, dtype, form, positions), dtype, positions)
 
     def new_cache(self, num_blocks: int, block_size: int) -> KVCache:
-        """An empty cache. Zeroed, because stale infinities would poison the padding of attention."""
+        """An empty cache."""
         shape = (num_blocks, self.config.num_kv_heads, block_size, self.config.head_width)
-        return [
-            (zeros_on_demand(shape, self.dtype, huge=True), zeros_on_demand(shape, self.dtype, huge=True))
-            for _ in range(self.config.num_layers)
-        ]
+        return empty_cache(self.config.num_layers, shape, self.dtype)
+
+    @property
+    def span_rope(self) -> RopeConfig | None:
+        """The rotation whose angles depend on more than the position, if any."""
+        return self.config.span_rope
 
     def forward(self, step: StepInputs, cache: KVCache, watch: Callable[[int, Tensor], None] | None = None) -> Tensor:
         """One step over a flat batch of runs; writes the cache. Returns [R, hidden], before the final norm, of the rows
-        that are wanted, in their order. watch: is shown each layer's number and what goes into it, [T, hidden]."""
+        that are wanted, in their order. watch: is shown each layer's number and what goes into it, [T, hidden], and at
+        last, under the number of layers, what the output matrix is given; all rows are then wanted."""
         places = step.positions if step.axes is None else step.axes
         turns = [rotary(places, step.spans) for rotary in self._rotaries]
         x = self._embed(step)
@@ -64,6 +67,8 @@ class Decoder:
             if watch is not None:
                 watch(i, x)
             wanted = step.wanted if i == last else None
+            if step.adapters is not None:
+                layer = adapted(layer, i, step.adapters, wanted)
             h = x if layer.attention_norm is None else layer.attention_norm(x)
             mixed = layer.attention(h, turns[self._turn_of[i]], step, wanted, cache[i])
             if len(mixed) == 0:  # the middle of a prompt: keys and values were all
@@ -71,6 +76,8 @@ class Decoder:
             if wanted is not None:
                 x, h = x[wanted.rows], h[wanted.rows]
             x = self._residual(layer, x, h, mixed)
+        if watch is not None:
+            watch(len(self.weights.layers), self._normed(x))
         return x
 
     def _embed(self, step: StepInputs) -> Tensor:
@@ -104,7 +111,7 @@ class Decoder:
         x = _add(layer.mlp, h, h if normed else x, layer.mlp_out_norm, many)
         return x if layer.mlp_sum_norm is None else layer.mlp_sum_norm(x)
 
-    def normed(self, hidden: Tensor) -> Tensor:
+    def _normed(self, hidden: Tensor) -> Tensor:
         """What the output matrix multiplies. hidden: [n, hidden] from `forward` -> [n, hidden or embedding_size]."""
         w = self.weights
         x = hidden if w.final_norm is None else w.final_norm(hidden)
@@ -112,7 +119,7 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every token of the vocabulary. hidden: [n, hidden] from `forward` -> [n, vocab]."""
-        scores = self.weights.head(self.normed(hidden))
+        scores = self.weights.head(self._normed(hidden))
         if self.config.logit_multiplier != 1:
             scores.mul_(self.config.logit_multiplier)
         cap = self.config.logit_softcap

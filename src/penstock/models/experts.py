@@ -5,42 +5,46 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from penstock.formats.dense import Linear
 from penstock.models.config import ExpertsConfig
 from penstock.models.mlp import Mlp
 
 
 @dataclass(frozen=True)
 class Experts:
-    """router: [experts, hidden]. correction: [experts] added to the scores for the choice alone, or None.
+    """router: to a score for each expert. correction: [experts] added to the scores for the choice alone, or None.
 
-    shared: an MLP for every token, or None; shared_gate: [1, hidden], or None.
+    shared: an MLP for every token, or None; shared_gate: to one number, or None.
     """
 
     config: ExpertsConfig
-    router: Tensor
+    router: Linear
     correction: Tensor | None
     experts: list[Mlp]
     shared: Mlp | None
-    shared_gate: Tensor | None
+    shared_gate: Linear | None
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        chosen, weights = route(F.linear(x, self.router), self.config, self.correction)
+        chosen, weights = route(self.router(x), self.config, self.correction)
         out = torch.zeros_like(x) if residual is None else residual.clone()
         for expert in chosen.unique().tolist():
             rows, places = (chosen == expert).nonzero(as_tuple=True)
             weight = weights[rows, places].unsqueeze(1).to(x.dtype)
             if self.config.weighs_input:
-                out.index_add_(0, rows, self.experts[expert](x[rows] * weight))
+                out.index_add_(0, rows, self.expert(expert, rows)(x[rows] * weight))
             else:
-                out.index_add_(0, rows, self.experts[expert](x[rows]) * weight)
+                out.index_add_(0, rows, self.expert(expert, rows)(x[rows]) * weight)
         if self.shared is None:
             return out
         if self.shared_gate is None:
             return self.shared(x, out)
-        return out.add_(self.shared(x) * torch.sigmoid(F.linear(x, self.shared_gate)))
+        return out.add_(self.shared(x) * torch.sigmoid(self.shared_gate(x)))
+
+    def expert(self, number: int, rows: Tensor) -> Mlp:
+        """One of the experts, as some rows of a batch meet it."""
+        return self.experts[number]
 
 
 def route(scores: Tensor, config: ExpertsConfig, correction: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from penstock.formats import Format
-from penstock.formats.dense import Linear
+from penstock.formats.dense import Linear, Plain
 from penstock.hub.checkpoint import TensorEntry
 from penstock.kernels.attention import alibi_table
 from penstock.models.attention import Attention
@@ -164,10 +164,10 @@ class _Loader:
             parts = names.shared_gate, names.shared_up, names.shared_gate_up, names.shared_down
             shared = self.gated(prefix, *parts, e.shared_size)
         if e.shared_gate:
-            shared_gate = self.read(f"{prefix}{names.shared_expert_gate}.weight", (1, hidden))
+            shared_gate = Plain(self.read(f"{prefix}{names.shared_expert_gate}.weight", (1, hidden)), None)
         return Experts(
             config=e,
-            router=self.read(f"{prefix}{names.router}.weight", (e.count, hidden)),
+            router=Plain(self.read(f"{prefix}{names.router}.weight", (e.count, hidden)), None),
             correction=self.read(correction, (e.count,)) if correction in self.read else None,
             experts=[self.expert(prefix, i, e) for i in range(e.count)],
             shared=shared,

@@ -7,26 +7,38 @@ from dataclasses import dataclass
 from penstock.errors import ResourceError
 
 GIB = 2**30
+_SHORT = 16  # blocks of a text that is worth starting for
+
+
+class WeightsTooLarge(ResourceError):
+    """The weights leave no room for a short text beside them."""
 
 
 @dataclass(frozen=True)
 class Footprint:
     """What a model takes. kv_per_token: keys and values of one token over all layers; step: the largest step's
-    intermediate results."""
+    intermediate results; adapters: those that are loaded with it."""
 
     weights: int
     kv_per_token: int
     step: int
+    adapters: int = 0
+
+    @property
+    def fixed(self) -> int:
+        """All but keys and values."""
+        return self.weights + self.adapters + self.step
 
 
 @dataclass(frozen=True)
 class KVPlan:
-    """How the cache is cut: blocks of block_size tokens."""
+    """How the cache is cut: blocks of block_size tokens. spare: bytes that nothing is planned for."""
 
     num_blocks: int
     block_size: int
     kv_bytes: int
     reason: str
+    spare: int
 
 
 def human(n: float) -> str:
@@ -53,7 +65,7 @@ def plan_kv(
     quarter of the memory beyond what one longest sequence takes. Raises ResourceError when it does not fit.
     """
     usable = int(available * fraction)
-    room = usable - footprint.weights - footprint.step
+    room = usable - footprint.fixed
     block = footprint.kv_per_token * block_size
     least = -(-total_tokens // block_size)
     if asked_tokens is not None:
@@ -70,20 +82,23 @@ def plan_kv(
             reason = f"{rows} x {total_tokens} tokens"
         else:
             reason = "one longest sequence" if blocks == least else "a quarter of the free memory"
-    need = footprint.weights + footprint.step + blocks * block
+    need = footprint.fixed + blocks * block
     if need > usable:
-        raise ResourceError(
+        short = min(least, _SHORT) * block
+        kind = WeightsTooLarge if footprint.weights + footprint.step + short > usable else ResourceError
+        raise kind(
             f"too little memory: need {human(need)}, have {human(usable)} "
             f"({fraction:.0%} of the {human(available)} that are free)",
             f"weights {human(footprint.weights)} + KV of {blocks * block_size} tokens {human(blocks * block)} "
-            f"+ step {human(footprint.step)}",
+            f"+ step {human(footprint.step)}"
+            + (f" + adapters {human(footprint.adapters)} (--max-adapter-bytes)" if footprint.adapters else ""),
             "try --max-total-tokens or --max-batch-total-tokens (smaller), --dtype bfloat16, "
             "or --max-batch-prefill-tokens (smaller)",
         )
-    return KVPlan(blocks, block_size, blocks * block, reason)
+    return KVPlan(blocks, block_size, blocks * block, reason, usable - need)
 
 
 def longest_that_fits(footprint: Footprint, available: int, fraction: float, block_size: int) -> int:
     """Tokens of the longest single sequence that the memory holds; 0 when not even the weights fit."""
-    room = int(available * fraction) - footprint.weights - footprint.step
+    room = int(available * fraction) - footprint.fixed
     return max(0, room // (footprint.kv_per_token * block_size)) * block_size

@@ -11,6 +11,7 @@ from penstock.server.exchange import ClientLeft, Exchange, Receive, Scope, Send
 from penstock.server.house import House
 from penstock.server.native.cloud import Cloud
 from penstock.server.native.generate import Native
+from penstock.server.openai.adapters import AdapterRoutes
 from penstock.server.openai.batches import PREFIXES as BATCH_PREFIXES
 from penstock.server.openai.batches import Batches
 from penstock.server.openai.chat import Chat
@@ -41,6 +42,7 @@ class App:
         native, chat, status, models = Native(house), Chat(house), Status(house), Models(house)
         completions, embeddings = Completions(house), Embeddings(house)
         tokens, messages = TokenRoutes(house, native.tokenize), Messages(house)
+        adapters = AdapterRoutes(house)
         cloud, documents = Cloud(native, chat.completions, completions.completions), Documents()
         self._model = models.one
         self.batches = Batches(house)
@@ -72,6 +74,8 @@ class App:
             "/v1/responses": Responses(house).responses,
             "/v1/messages": messages.messages,
             "/v1/messages/count_tokens": messages.count_tokens,
+            "/v1/load_lora_adapter": adapters.load,
+            "/v1/unload_lora_adapter": adapters.unload,
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

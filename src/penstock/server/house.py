@@ -68,6 +68,10 @@ class House:
         """Whether new requests are taken."""
         return self.engine.healthy and not self.draining
 
+    def model_name(self, adapter: str | None) -> str:
+        """What an answer says that it comes from."""
+        return adapter or self.config.name
+
     async def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """The prompt's token ids."""
         if len(text) <= INLINE_CHARACTERS:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec import UNSET
+
 from penstock import __version__
 from penstock.server.exchange import Exchange
 from penstock.server.house import House
@@ -42,6 +44,7 @@ class Status:
                 version=__version__,
                 sha=None,
                 docker_label=None,
+                adapters=house.engine.adapters or UNSET,
             )
         )
 

@@ -46,7 +46,10 @@ class Messages:
         with house.permits.take():
             turn = await begin(exchange, house, chat_of(body), raw, arrived)
             message = wire.Message(
-                id=f"msg_{secrets.token_hex(12)}", model=house.config.name, content=[], usage=usage(turn)
+                id=f"msg_{secrets.token_hex(12)}",
+                model=house.model_name(turn.order.adapter),
+                content=[],
+                usage=usage(turn),
             )
             await narrate(exchange, house, turn, Narrator(message, turn), bool(body.stream))
             if not body.stream:

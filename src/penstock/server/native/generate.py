@@ -66,7 +66,7 @@ class Native:
         house.metrics.requests.inc()
         count = rules.best_of(body.parameters, house.config)
         with house.permits.take(count):
-            order = rules.order(body, count, house.config, house.limits)
+            order = rules.order(body, count, house.config, house.limits, house.engine.adapters)
             request = await self._request(exchange, order)
             generations = [
                 self._generation(nth(request, n, house.engine.next_id()), order, arrived) for n in range(count)
@@ -81,7 +81,7 @@ class Native:
         house.metrics.requests.inc()
         rules.check_stream(body.parameters)
         with house.permits.take():
-            order = rules.order(body, 1, house.config, house.limits)
+            order = rules.order(body, 1, house.config, house.limits, house.engine.adapters)
             request = await self._request(exchange, order)
             generation = self._generation(request, order, arrived)
             with generation:
@@ -115,6 +115,7 @@ class Native:
             prompt_logprobs=order.prefill,
             grammar=None if order.grammar is None else await self._grammar(order.grammar, exchange.key_name),
             images=seen.images,
+            adapter=order.adapter,
             salt=exchange.salt,
         )
         house.check(request)
@@ -127,7 +128,8 @@ class Native:
             raise invalid(refused.what) from None
 
     def _generation(self, request: EngineRequest, order: rules.Order, arrived: float) -> Generation:
-        stream = TextStream(self._house.tokenizer, request.prompt_ids, order.stop)
+        continued = self._house.limits.continued(request.prompt_ids)
+        stream = TextStream(self._house.tokenizer, continued, order.stop)
         return Generation(self._house, request, stream, arrived)
 
 

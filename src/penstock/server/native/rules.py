@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from penstock.engine.request import Limits, Sampling
@@ -28,6 +29,7 @@ class Order:
     prefill: bool  # log-probabilities of the prompt
     full_text: bool
     grammar: wire.Grammar | None
+    adapter: str | None
 
 
 def check_stream(p: GenerateParameters) -> None:
@@ -48,8 +50,8 @@ def best_of(p: GenerateParameters, config: ServeConfig) -> int:
     return max(count, 1)
 
 
-def order(body: GenerateRequest, count: int, config: ServeConfig, limits: Limits) -> Order:
-    """Apply rules 1 to 13 of the reference. Raises Refusal 422 with the first one broken."""
+def order(body: GenerateRequest, count: int, config: ServeConfig, limits: Limits, adapters: Collection[str]) -> Order:
+    """Apply rules 1 to 13 of the reference. adapters: their names. Raises Refusal 422 with the first one broken."""
     p = body.parameters
     sampling = _sampling(p, count)
     if p.max_new_tokens == 0:
@@ -67,8 +69,9 @@ def order(body: GenerateRequest, count: int, config: ServeConfig, limits: Limits
         raise invalid(
             f"`truncate` must be strictly positive and less than {limits.max_input_tokens}. Given: {p.truncate}"
         )
-    if p.adapter_id is not None:
-        raise invalid("`adapter_id` is not supported: this server has no adapters")
+    if p.adapter_id is not None and p.adapter_id not in adapters:
+        names = ", ".join(adapters) or "none"
+        raise invalid(f"`adapter_id`: there is no adapter `{p.adapter_id[:200]}` here. Adapters: {names}")
     return Order(
         prompt=body.inputs,
         sampling=sampling,
@@ -81,6 +84,7 @@ def order(body: GenerateRequest, count: int, config: ServeConfig, limits: Limits
         prefill=p.decoder_input_details and config.enable_prefill_logprobs,
         full_text=bool(p.return_full_text),
         grammar=p.grammar,
+        adapter=p.adapter_id,
     )
 
 

@@ -210,3 +210,4 @@ class Info(msgspec.Struct):
     version: str
     sha: str | None
     docker_label: str | None
+    adapters: list[str] | UnsetType = UNSET  # that `adapter_id` may name, where there are any; TGI does not tell

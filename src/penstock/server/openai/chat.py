@@ -79,7 +79,7 @@ class Chat:
         return wire.ChatCompletion(
             id=f"chatcmpl-{secrets.token_hex(12)}",
             created=int(time.time()),
-            model=self._house.config.name,
+            model=self._house.model_name(turn.order.adapter),
             system_fingerprint=FINGERPRINT,
             choices=choices,
             usage=usage(turn),
@@ -166,7 +166,7 @@ class ChatChunks:
         return wire.ChatChunk(
             id=self._identity,
             created=self._created,
-            model=self._house.config.name,
+            model=self._house.model_name(self._turn.order.adapter),
             system_fingerprint=FINGERPRINT,
             choices=choices,
             usage=usage(self._turn) if self._continuous_usage and choices else None,

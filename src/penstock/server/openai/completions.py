@@ -40,6 +40,7 @@ class Job:
     count: int
     kept: int
     prompts: list[TextPrompt]
+    model: str
 
 
 class Completions:
@@ -74,6 +75,7 @@ class Completions:
                 count=count,
                 kept=body.n or 1,
                 prompts=prompts,
+                model=house.model_name(full.adapter),
             )
             if body.stream:
                 await self._stream(exchange, job, body.stream_options or StreamOptions())
@@ -100,6 +102,9 @@ class Completions:
         top_n = alternatives(body.logprobs, "logprobs", house)
         asked = wanted(body)
         scored = body.logprobs is not None
+        if scored and body.echo and house.limits.start_id is not None:
+            words = "`echo` with `logprobs` scores the prompt, which this model's encoder reads and does not predict"
+            raise invalid(words, "logprobs")
         return replace(
             basic,
             logprobs=scored or count > (body.n or 1),
@@ -120,7 +125,7 @@ class Completions:
                 id=identity,
                 created=created,
                 choices=choices,
-                model=self._house.config.name,
+                model=job.model,
                 system_fingerprint=FINGERPRINT,
             )
             if options.continuous_usage_stats or not choices:
@@ -164,7 +169,7 @@ class Completions:
         return wire.TextCompletion(
             id=_identity(),
             created=int(time.time()),
-            model=self._house.config.name,
+            model=job.model,
             system_fingerprint=FINGERPRINT,
             choices=choices,
             usage=usage(job),

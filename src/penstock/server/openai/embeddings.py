@@ -77,7 +77,7 @@ class Embeddings:
         arrived = time.monotonic()
         house = self._house
         body = parse(raw, EmbeddingRequest)
-        check_model(body.model, house)
+        adapter = check_model(body.model, house)
         look_over(exchange, raw, EmbeddingRequest, house.config.strict)
         house.metrics.requests.inc()
         if body.dimensions is not None and body.dimensions < 1:
@@ -85,7 +85,7 @@ class Embeddings:
         prompts = await read_prompts(house, body.input, "input", MAX_INPUTS, body.add_special_tokens is not False)
         width = min(len(prompts), AT_ONCE)
         with house.permits.take(width):
-            requests = [self._request(exchange, prompt) for prompt in prompts]
+            requests = [self._request(exchange, prompt, adapter) for prompt in prompts]
             vectors = await self._all(requests, width, arrived)
         if body.dimensions is not None:
             if body.dimensions > len(vectors[0]):
@@ -97,12 +97,12 @@ class Embeddings:
         await exchange.answer_json(
             EmbeddingList(
                 data=[Embedding(index=n, embedding=show(vector)) for n, vector in enumerate(vectors)],
-                model=house.config.name,
+                model=house.model_name(adapter),
                 usage=EmbeddingUsage(tokens, tokens),
             )
         )
 
-    def _request(self, exchange: Exchange, prompt: TextPrompt) -> EngineRequest:
+    def _request(self, exchange: Exchange, prompt: TextPrompt, adapter: str | None) -> EngineRequest:
         house = self._house
         longest = house.limits.max_input_tokens
         if len(prompt.ids) > longest:
@@ -113,6 +113,7 @@ class Embeddings:
             max_new_tokens=0,
             embed=Embed(),
             priority=house.priority,
+            adapter=adapter,
             salt=exchange.salt,
         )
         house.check(request)

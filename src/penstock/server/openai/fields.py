@@ -63,6 +63,8 @@ UNSUPPORTED: dict[str, Neutral] = {
     "web_search_options": _never,
 }
 _HINTS = {
+    "adapter_id": "name the adapter as the `model`",
+    "lora_request": "name the adapter as the `model`",
     "functions": "use `tools`",
     "function_call": "use `tool_choice`",
     "chat_template": "start the server with --chat-template FILE",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from penstock.server.anthropic.wire import CountRequest, Message, MessageEvent, MessagesRequest
+from penstock.server.openai.adapters import LoadAdapterRequest, UnloadAdapterRequest
 from penstock.server.openai.answers import ChatChunk, ChatCompletion, TextChunk, TextCompletion
 from penstock.server.openai.batch_wire import Batch, BatchList, BatchRequest, Deleted, FileList, FileObject, UploadForm
 from penstock.server.openai.embeddings import EmbeddingList, EmbeddingRequest
@@ -12,13 +13,13 @@ from penstock.server.openai.models import Model
 from penstock.server.openai.responses_wire import Response, ResponseEvent, ResponsesRequest
 from penstock.server.openai.tokens import Detokenize, TokenizerInfo
 from penstock.server.openai.wire import ChatRequest, CompletionRequest
-from penstock.server.operations import BYTES, FORM, Operation
+from penstock.server.operations import BYTES, FORM, TEXT, Operation
 
 _TALK: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
 
 OPENAI = (
-    Operation("get", "/v1/models", "The model", "openai", dict[str, str | list[Model]]),
-    Operation("get", "/v1/models/{model}", "The model, by its name", "openai", Model),
+    Operation("get", "/v1/models", "The model and its adapters", "openai", dict[str, str | list[Model]]),
+    Operation("get", "/v1/models/{model}", "The model or an adapter, by its name", "openai", Model),
     Operation(
         "post", "/v1/chat/completions", "Answers to a conversation", "openai", ChatCompletion,
         bodies=(ChatRequest,), event=ChatChunk, example=_TALK,
@@ -62,4 +63,12 @@ OPENAI = (
         bodies=(Detokenize,), example={"tokens": [1, 2, 3]},
     ),
     Operation("get", "/tokenizer_info", "The tokenizer's settings", "openai", TokenizerInfo),
+    Operation(
+        "post", "/v1/load_lora_adapter", "Load a LoRA adapter under a name", "openai", str, TEXT,
+        bodies=(LoadAdapterRequest,),
+    ),
+    Operation(
+        "post", "/v1/unload_lora_adapter", "Forget a LoRA adapter", "openai", str, TEXT,
+        bodies=(UnloadAdapterRequest,),
+    ),
 )  # fmt: skip

@@ -42,25 +42,25 @@ class Responses:
         arrived = time.monotonic()
         house = self._house
         body = parse(raw, wire.ResponsesRequest)
-        check_model(body.model, house)
+        adapter = check_model(body.model, house)
         look_over(exchange, raw, wire.ResponsesRequest, house.config.strict, _UNSUPPORTED, _HARMLESS)
         check_range("max_output_tokens", body.max_output_tokens, "$.max_output_tokens", raw)
         house.metrics.requests.inc()
         with house.permits.take():
             turn = await begin(exchange, house, _chat(body), raw, arrived)
-            response = self._response(body)
+            response = self._response(body, house.model_name(adapter))
             narrator = Narrator(response, turn, house.tokenizer)
             await narrate(exchange, house, turn, narrator, bool(body.stream))
             if not body.stream:
                 await exchange.answer_json(narrator.response)
 
-    def _response(self, body: wire.ResponsesRequest) -> wire.Response:
+    def _response(self, body: wire.ResponsesRequest, model: str) -> wire.Response:
         return wire.Response(
             id=f"resp_{secrets.token_hex(12)}",
             created_at=int(time.time()),
             instructions=body.instructions,
             max_output_tokens=body.max_output_tokens,
-            model=self._house.config.name,
+            model=model,
             parallel_tool_calls=body.parallel_tool_calls is not False,
             reasoning={"effort": None, "summary": None, **(body.reasoning or {})},
             temperature=1.0 if body.temperature is None else body.temperature,

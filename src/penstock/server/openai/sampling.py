@@ -15,6 +15,7 @@ from penstock.server.exchange import Exchange
 from penstock.server.f32 import rounded
 from penstock.server.generation import Generation, nth
 from penstock.server.house import House
+from penstock.server.openai.models import check_model
 from penstock.server.openai.wire import Sampled
 from penstock.server.refusal import invalid
 from penstock.text.stream import TextStream
@@ -41,6 +42,7 @@ class Order:
     stop_ids: list[int]
     min_new_tokens: int
     salt: bytes
+    adapter: str | None = None
     logprobs: bool = False
     top_n: int = 0
     prompt_top_n: int | None = None
@@ -65,6 +67,7 @@ class Order:
             grammar=self.grammar,
             images=list(images),
             priority=house.priority,
+            adapter=self.adapter,
             salt=self.salt,
         )
         house.check(request)
@@ -80,7 +83,7 @@ class Order:
     def _generation(self, house: House, request: EngineRequest, arrived: float) -> Generation:
         stream = TextStream(
             house.tokenizer,
-            request.prompt_ids,
+            house.limits.continued(request.prompt_ids),
             self.stop,
             include_stop=self.include_stop,
             skip_special_tokens=self.skip_special_tokens,
@@ -90,7 +93,8 @@ class Order:
 
 
 def order(exchange: Exchange, house: House, body: Sampled, raw: bytes) -> Order:
-    """The checked order of a body. Raises Refusal 422 with the first rule that is broken."""
+    """The checked order of a body. Raises Refusal: 404 for a model that is not here, 422 with the first rule that is
+    broken."""
     for name in _RANGED:
         check_range(name, getattr(body, name, None), f"$.{name}", raw)
     stop = stops(body.stop, house.config.max_stop_sequences, "stop")
@@ -106,6 +110,7 @@ def order(exchange: Exchange, house: House, body: Sampled, raw: bytes) -> Order:
         stop_ids=body.stop_token_ids or [],
         min_new_tokens=body.min_tokens or 0,
         salt=_salt(exchange.salt, body.cache_salt),
+        adapter=check_model(body.model, house),
     )
 
 
