@@ -234,9 +234,8 @@ def fit(
         block = config.block_size * kv_token
         plan = replace(plan, num_blocks=plan.num_blocks + 1, kv_bytes=plan.kv_bytes + block)
     inputs = config.max_input_tokens or total - 1
-    if (
-        vision is not None and vision.whole and isinstance(decoder, DecoderConfig)
-    ):  # such a prompt is computed in one step, and inside every window
+    if vision is not None and vision.whole and isinstance(decoder, DecoderConfig):
+        # such a prompt is computed in one step, and inside every window
         inputs = min(inputs, budget, *(window for window in decoder.windows if window is not None))
     if inputs >= total:
         raise UsageError(f"`max_input_tokens`({inputs}) must be < `max_total_tokens`({total})")
