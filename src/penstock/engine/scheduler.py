@@ -106,6 +106,9 @@ class Scheduler:
             length = min(sequence.pending, budget)
             if length < sequence.encoded - sequence.computed:  # an encoder reads its text whole
                 return
+            if sequence.computed + length < sequence.whole:  # and so does a decoder that looks ahead
+                sequence.drop_blocks(self.pool)
+                return
             # room for all that is known and for the others to grow by a block, so that a sequence is not started only
             # to be preempted half way
             known = -(-len(sequence.ids) // self.pool.block_size) - len(sequence.blocks)
