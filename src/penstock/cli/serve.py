@@ -17,6 +17,7 @@ from penstock.cli.options import (
     PortRange,
     Whole,
     adapter_options,
+    cpus_option,
     engine_options,
     source_options,
     stack,
@@ -142,6 +143,7 @@ model_options = stack(
 @http_options
 @limit_options
 @report_option
+@cpus_option
 @engine_options
 @model_options
 @source_options
