@@ -104,7 +104,10 @@ class Scheduler:
             if self.prefix_caching and not sequence.request.reads_prompt:
                 sequence.take_prefix(self.pool)
             length = min(sequence.pending, budget)
-            if length < sequence.encoded:  # an encoder reads its text whole
+            if length < sequence.encoded - sequence.computed:  # an encoder reads its text whole
+                return
+            if sequence.computed + length < sequence.whole:  # and so does a decoder that looks ahead
+                sequence.drop_blocks(self.pool)
                 return
             # room for all that is known and for the others to grow by a block, so that a sequence is not started only
             # to be preempted half way
@@ -117,6 +120,6 @@ class Scheduler:
             bisect.insort(self.running, sequence, key=lambda s: s.order)
             if sequence.started is None:
                 sequence.started = time.monotonic()
-                sequence.cached_tokens = sequence.computed
+                sequence.cached_tokens = min(sequence.computed, sequence.prompt_length)
             runs.append(Run(sequence, length))
             budget -= length
