@@ -61,14 +61,14 @@ def save_model(folder: Path, options: Options, seed: int = 0) -> Path:
     return folder
 
 
-def save_tokenizer(folder: Path) -> None:
-    """A byte-level BPE tokenizer of 512 entries with <s>, </s> and a chat template."""
+def save_tokenizer(folder: Path, special: tuple[str, ...] = (), chat_template: str = CHAT_TEMPLATE) -> None:
+    """A byte-level BPE tokenizer of 512 entries with <s>, </s>, further special tokens and a chat template."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=512,
-        special_tokens=["<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>"],
+        special_tokens=["<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>", *special],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -83,6 +83,6 @@ def save_tokenizer(folder: Path) -> None:
         "bos_token": "<s>",
         "eos_token": "</s>",
         "model_max_length": 512,
-        "chat_template": CHAT_TEMPLATE,
+        "chat_template": chat_template,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))

@@ -69,6 +69,14 @@ OWN: dict[str, Options] = {
                 "attention_types": [[["global", "local"], 1]], "max_position_embeddings": 512, **_TOKENS},
     "recurrent-gemma": {"model_type": "recurrent_gemma", "lru_width": 64, "attention_window_size": 24,
                         "block_types": ["recurrent", "attention"], **{**_BASE, "num_key_value_heads": 1}},
+    "phi-3.5-moe-longrope": {
+        **PAGED["phi-3.5-moe"], "sliding_window": None,
+        "rope_parameters": {
+            "rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 64,
+            "short_factor": [1.0] * 8, "long_factor": [2.0 + i / 10 for i in range(8)],
+            "short_mscale": 1.2, "long_mscale": 1.3,
+        },
+    },
     "lfm2": {"model_type": "lfm2", "layer_types": ["conv", "full_attention", "conv"], **_GROUPED},
     "gpt-oss": {"model_type": "gpt_oss", "num_local_experts": 4, "sliding_window": 20,
                 "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}, **_HEADS},

@@ -56,6 +56,12 @@ def test_one_commit_only_what_is_needed_and_a_report(hub: FakeHub, tmp_path: Pat
     assert hub.sent["model.safetensors"] == len(WEIGHTS)
 
 
+def test_code_is_fetched_of_a_pinned_commit(hub: FakeHub, tmp_path: Path) -> None:
+    check_error(download(tmp_path, hub, "org/good", "--trust-remote-code"), 2, "--revision COMMIT")
+    done = download(tmp_path, hub, f"org/good@{COMMIT}", "--trust-remote-code")
+    assert sorted(os.listdir(done.stdout.decode().strip())) == sorted([*GOOD, "run.py"])
+
+
 def test_a_killed_download_goes_on_where_it_was(hub: FakeHub, tmp_path: Path) -> None:
     """kill -9 in the middle; nothing half done is taken for a model, and the second run fetches the rest alone."""
     hub.pause = 0.05

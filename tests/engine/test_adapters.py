@@ -303,7 +303,7 @@ SETTINGS = [
     ({"lora_alpha": None}, "`lora_alpha` is 'None'"),
     ({"rank_pattern": []}, None),
     ({"rank_pattern": [1]}, "`rank_pattern` is no object"),
-    ({"rank_pattern": {"q_proj": "2"}}, "the `rank_pattern` of 'q_proj' is '2'"),
+    ({"rank_pattern": {"q_proj": "2"}}, "its `rank_pattern` of 'q_proj' is '2'"),
     ({"alpha_pattern": {"(": 2}}, "no regular expression"),
     ({"alpha_pattern": {"(a+)+b": 2}}, "very long to match"),
     ({"alpha_pattern": {"a?" * 30 + "a" * 30: 2}}, "very long to match"),

@@ -126,6 +126,14 @@ def test_states_and_scores_of_prompts(name: str, tmp_path: Path) -> None:
     assert np.allclose(logprobs[1:], expected.numpy(), atol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["mamba", "rwkv", "recurrent-gemma", "glm", "lfm2"])
+def test_the_way_is_the_same_in_half_the_bytes(name: str, tmp_path: Path) -> None:
+    """What is wrong must not pass for rounding."""
+    folder = save_model(tmp_path, OTHERS[name])
+    way = "our paged cache" if name in PAGED else _WAYS.get(name, "in static batches: ")
+    assert way in started(folder, dtype="bfloat16")[1]["model"]
+
+
 @pytest.mark.parametrize("name", ["mamba", "codegen"])
 def test_memories_are_joined(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A recurrent model computes all texts together, one with attention those of equal length; texts come and go."""

@@ -13,6 +13,7 @@ from penstock.kernels import native, products, sampling
 from penstock.kernels.attention import Rule, RunGroup, alibi_table, attend_gathered
 from penstock.kernels.mask import Mask
 from penstock.kernels.norms import ACTIVATIONS
+from penstock.kernels.penalty import Penalty, Tally
 from penstock.kernels.rotary import rotate
 
 
@@ -112,6 +113,28 @@ def restricted(rng: random.Random, dtype: torch.dtype) -> None:
     native.restrict(got, masks, withheld)
     sampling.restrict_plainly(expected, masks, withheld)
     assert torch.equal(got.nan_to_num(9e9), expected.nan_to_num(9e9)), (m, n, dtype, withheld)
+
+
+def penalized(rng: random.Random) -> None:
+    """Penalties on texts that grow."""
+    m, n = rng.choice([1, 3, 20]), rng.choice([2, 50, 5000])
+    x = torch.randn(m, n) * 4
+    texts = [[rng.randrange(n) for _ in range(rng.choice([1, 40, 700]))] for _ in range(m)]
+    tallies = [Tally() for _ in texts]
+    for _step in range(3):
+        for text, tally in zip(texts, tallies, strict=True):
+            text.append(rng.randrange(n))
+            tally.follow(text, len(text) // 2 if _step == 0 else 0)
+        given = [
+            None
+            if rng.random() < 0.2
+            else Penalty(tally, rng.choice([1.0, 1.3, 0.6]), *(rng.uniform(-2, 2) for _ in "abc"))
+            for tally in tallies
+        ]
+        got, expected = x.clone(), x.clone()
+        native.penalize(got, given)
+        sampling.penalize_plainly(expected, given)
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
 def drawn(rng: random.Random) -> None:
@@ -285,6 +308,7 @@ def main() -> None:
         norm(rng)
         largest(rng)
         drawn(rng)
+        penalized(rng)
         restricted(rng, rng.choice([torch.float32, torch.bfloat16]))
         if multiplies:
             bf16_products(rng)

@@ -102,7 +102,14 @@ def test_an_answer_that_was_begun_is_continued(client: anthropic.Anthropic) -> N
         ({"max_tokens": 0}, "`max_tokens` must be strictly positive"),
         ({"max_tokens": None}, "max_tokens"),
         ({"messages": []}, "cannot be empty"),
-        ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "`image` is not supported"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]},
+            "must be of type base64 or url",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": "x"}}]}]},
+            "this model takes no images",
+        ),
         (
             {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
             "messages[0].content[0].text must be a string",

@@ -107,7 +107,11 @@ def test_logprobs(demo_server: Server) -> None:
         ({"n": 2}, "n"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0]"),
-        ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input[0].content"),
+        ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "messages[0].content"),
+        (
+            {"input": [{"role": "user", "content": [{"type": "input_file"}, {"type": "input_image"}]}]},
+            "input[0].content",
+        ),
         ({"input": [3]}, "input"),
         ({"tools": [{"type": "web_search"}]}, "tools[0]"),
         ({"text": {"format": {"type": "poem"}}}, "response_format"),

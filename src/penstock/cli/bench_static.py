@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from penstock.cli.main import INTERRUPTED, add_common, run_command
-from penstock.cli.options import COUNT, FiniteFloat, Whole, engine_options, find_model, source_options, stack
+from penstock.cli.options import (
+    COUNT,
+    FiniteFloat,
+    Whole,
+    cpus_option,
+    engine_options,
+    find_model,
+    source_options,
+    stack,
+)
 from penstock.cli.report import Watch, report_option
 from penstock.errors import UsageError
 
@@ -60,6 +69,7 @@ WORDS = ("Temperature", "Top K", "Top P", "Typical P", "Repetition Penalty", "Fr
 @click.argument("model")
 @benchmark_options
 @source_options
+@cpus_option
 @engine_options
 def static(model: str, **options: Any) -> int:
     """Time batches of equal prompts on MODEL in this process: no HTTP, no queue, no text.

@@ -16,6 +16,7 @@ from typing import Literal
 
 from penstock import __version__
 from penstock.devices.memory import available_bytes
+from penstock.devices.places import nodes
 from penstock.devices.threads import bind_threads, usable_cores
 from penstock.errors import PenstockError
 from penstock.hub import cache
@@ -113,6 +114,8 @@ def check_processor() -> Check:
     text = (
         f"{model or platform.processor() or platform.machine()}: {', '.join(present) or 'no vector instructions known'}"
     )
+    if len(nodes()) > 1:
+        text += f"; {len(nodes())} nodes of memory (--cpus node0 keeps a process to one and its memory)"
     if not {"avx2", "asimd"} & flags:
         return Check("processor", "warn", text, "It will be slow; take a machine with AVX2 or better.")
     return Check("processor", "ok", text)

@@ -26,6 +26,7 @@ PRIVATE, GROUP = 0o027, 0o002
 @click.option("--revision", metavar="REV", help="Branch, tag or commit.  [default: main]")
 @click.option("--to", metavar="DIR", help="Plain files into this folder.  [default: the hub cache]")
 @click.option("--file", "only", metavar="NAME", help="Only this file of the repository: a GGUF.")
+@click.option("--trust-remote-code", is_flag=True, help="The model's .py files as well; needs a full commit.")
 @click.option(
     "--token-file", metavar="FILE", help="Read the hub token from here.  [default: where `hf auth login` put it]"
 )
@@ -39,6 +40,7 @@ def download(
     revision: str | None,
     to: str | None,
     only: str | None,
+    trust_remote_code: bool,
     token_file: str | None,
     umask: str | None,
     site: str | None,
@@ -52,16 +54,25 @@ def download(
     from penstock.hub.cache import cache_folder
     from penstock.hub.download import download_snapshot
     from penstock.hub.refusals import UnknownModel, Unreachable
+    from penstock.hub.remote_code import is_commit
     from penstock.hub.snapshot import hub_source, unknown
 
     name, revision = hub_source(model, revision)
+    if trust_remote_code and not is_commit(revision):
+        raise UsageError(
+            "Code is fetched of one commit for good: a branch's can change.",
+            "",
+            f"penstock download {name} --trust-remote-code --revision COMMIT (40 hexadecimal digits)",
+        )
     token = _token(token_file)
     folder = Path(to).expanduser() if to else None
     os.umask(_umask(umask, folder or cache_folder()))
     try:
         _check_online(name)
         with _Shown(name) as shown:
-            done = download_snapshot(name, revision, to=folder, token=token, only=only, show=shown.update)
+            done = download_snapshot(
+                name, revision, to=folder, token=token, code=trust_remote_code, only=only, show=shown.update
+            )
     except UnknownModel as error:
         raise unknown(model, error.why) from error
     except Unreachable as error:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from penstock.cli.main import INTERRUPTED
-from penstock.cli.options import engine_options, find_model, input_path, model_argument, source_options
+from penstock.cli.options import cpus_option, engine_options, find_model, input_path, model_argument, source_options
 from penstock.cli.progress import duration
 from penstock.errors import ModelError, PartialResults, UsageError
 
@@ -82,6 +82,7 @@ class Summary:
 )
 @click.option("--overwrite", is_flag=True, help="Lose what the output holds, and start again.")
 @source_options
+@cpus_option
 @engine_options
 @click.option("--json", "as_json", is_flag=True, help="The summary as a JSON object on stdout.")
 def embed(model: str, output: str, as_json: bool, **options: Any) -> None:

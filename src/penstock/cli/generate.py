@@ -16,6 +16,7 @@ from penstock.cli.generate_summary import Summary
 from penstock.cli.options import (
     adapter_options,
     adapters_of,
+    cpus_option,
     engine_options,
     find_model,
     input_path,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     "--prefix-caching/--no-prefix-caching", default=True, show_default=True, help="Compute what prompts share once."
 )
 @source_options
+@cpus_option
 @engine_options
 def generate(model: str, source: str, output: str, as_json: bool, **options: Any) -> None:
     """Generate text for every prompt of FILE with MODEL.

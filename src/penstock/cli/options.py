@@ -187,6 +187,22 @@ engine_options = stack(
     ),
 )
 
+
+def _keep_to(_context: click.Context, _param: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        from penstock.devices.places import keep_to
+
+        keep_to(value)
+
+
+cpus_option = click.option(
+    "--cpus",
+    metavar="LIST",
+    callback=_keep_to,
+    expose_value=False,
+    help="Keep to processors: 0-15, or node0 for those of a NUMA node and its memory.  [default: all that are ours]",
+)
+
 adapter_options = stack(
     click.option("--max-adapters", type=COUNT, default=64, show_default=True, help="LoRA adapters at a time."),
     click.option("--max-adapter-rank", type=COUNT, default=256, show_default=True, help="Largest rank of an adapter."),

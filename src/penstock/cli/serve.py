@@ -17,6 +17,7 @@ from penstock.cli.options import (
     PortRange,
     Whole,
     adapter_options,
+    cpus_option,
     engine_options,
     source_options,
     stack,
@@ -82,6 +83,14 @@ limit_options = stack(
     ),
     click.option("--max-client-batch-size", type=COUNT, default=4, show_default=True, help="Prompts a request."),
     click.option("--payload-limit", type=COUNT, default=2_000_000, show_default=True, help="Bytes of a request."),
+    click.option("--max-images", type=COUNT, default=8, show_default=True, help="Images of a request."),
+    click.option("--max-image-bytes", type=COUNT, default=2**24, show_default=True, help="Of one image, as a file."),
+    click.option("--max-image-pixels", type=COUNT, default=2**25, show_default=True, help="Of one image."),
+    click.option(
+        "--allow-image-hosts",
+        metavar="HOST,...",
+        help="Fetch images from these hosts, by https.  [default: none; data URLs only]",
+    ),
     click.option("--validation-workers", type=COUNT, default=2, show_default=True, help="Tokenizing threads."),
     click.option("--strict", is_flag=True, help="Refuse unknown fields on OpenAI routes; else a header names them."),
     click.option("--enable-prefill-logprobs", is_flag=True, help="Allow `decoder_input_details`."),
@@ -134,6 +143,7 @@ model_options = stack(
 @http_options
 @limit_options
 @report_option
+@cpus_option
 @engine_options
 @model_options
 @source_options
@@ -166,6 +176,9 @@ def serve(model: str | None, **options: Any) -> int:
         "adapters": parse_adapters(options["lora_adapters"] or ""),
     }
     http["batch_dir"] = _batch_dir(options["batch_dir"])
+    http["allow_image_hosts"] = tuple(
+        host.strip().lower() for host in (options["allow_image_hosts"] or "").split(",") if host.strip()
+    )
     config = ServeConfig(
         **http,
         model=options["weights_cache_override"] or name,

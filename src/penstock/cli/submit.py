@@ -16,7 +16,7 @@ from penstock.cli.serve import PORT, serve
 from penstock.errors import UsageError
 
 # Options of `penstock serve` that are ours here, and those that mean nothing in a job (a key must not be typed at all).
-_OWN = ("host", "port", "uds", "fallback_ports", "api_key_file", "no_auth", "json_ready", "drain_seconds")
+_OWN = ("host", "port", "uds", "fallback_ports", "api_key_file", "no_auth", "json_ready", "drain_seconds", "cpus")
 _MEANINGLESS = ("model_id", "ask", "launcher", "env", "api_key", "debug")
 PASSED = [param for param in serve.params if isinstance(param, click.Option)]
 PASSED = [param for param in PASSED if param.name not in (*_OWN, *_MEANINGLESS)]

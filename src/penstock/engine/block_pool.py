@@ -12,9 +12,10 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 
-def block_key(parent: bytes, token_ids: Sequence[int]) -> bytes:
-    """Key of a full block: SHA-256 over the key of everything before it and the tokens in it."""
-    return hashlib.sha256(parent + array("q", token_ids).tobytes()).digest()
+def block_key(parent: bytes, token_ids: Sequence[int], media: bytes = b"") -> bytes:
+    """Key of a full block: SHA-256 over the key of everything before it, the tokens in it, and what media its
+    placeholder tokens stand for."""
+    return hashlib.sha256(parent + array("q", token_ids).tobytes() + media).digest()
 
 
 def root_key(*parts: bytes) -> bytes:

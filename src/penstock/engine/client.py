@@ -16,11 +16,11 @@ import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 
 import msgspec
 
 from penstock.engine import wire
+from penstock.engine.adapter_calls import AdapterCalls
 from penstock.engine.child import environment
 from penstock.engine.config import EngineConfig
 from penstock.engine.request import (
@@ -91,8 +91,7 @@ class EngineClient:
         self.failure: PenstockError | None = None
         self._ids = itertools.count(1)
         self._results: dict[int, Results] = {}
-        self._adapters = dict(config.adapters)
-        self._adapting: dict[int, tuple[LoadAdapter | UnloadAdapter, asyncio.Future[Failed | None] | None]] = {}
+        self._adapters = AdapterCalls(config.adapters)
         self._process: subprocess.Popen[bytes] | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._supervisor: asyncio.Task[None] | None = None
@@ -138,54 +137,17 @@ class EngineClient:
 
     @property
     def adapters(self) -> list[str]:
-        """The names of the adapters that requests may ask for."""
-        return list(self._adapters)
+        """The names of the LoRA adapters that requests may ask for."""
+        return list(self._adapters.folders)
 
-    async def load_adapter(self, name: str, folder: str, replace: bool = False) -> None:
-        """Load a LoRA adapter, in the place of one of that name if `replace`. Raises PenstockError."""
-        await self._adapt(LoadAdapter(self.next_id(), name, folder, replace))
-
-    async def unload_adapter(self, name: str) -> None:
-        """Forget an adapter; requests that run on it finish with it. Raises PenstockError."""
-        await self._adapt(UnloadAdapter(self.next_id(), name))
-
-    async def _adapt(self, message: LoadAdapter | UnloadAdapter) -> None:
-        """Have the engine do it. What comes of it counts even where nobody waits any more."""
+    async def adapt(self, call: LoadAdapter | UnloadAdapter) -> None:
+        """Have the engine load or forget an adapter. Raises PenstockError."""
         if not self.healthy or self._writer is None:
             raise EngineUnavailable("the engine is restarting", hint="try again in a moment")
-        future: asyncio.Future[Failed | None] = asyncio.get_running_loop().create_future()
-        self._adapting[message.id] = message, future
-        self._writer.write(wire.frame(message))
-        failure = await future
+        self._writer.write(wire.frame(call))
+        failure = await self._adapters.begin(call)
         if failure is not None:
             raise by_exit_code(failure.exit_code, failure.what, failure.why, failure.hint)
-
-    def _kept(self) -> dict[str, str]:
-        """The adapters of the start that are still wanted and still there: a new process starts with them too."""
-        given = self._config.adapters.items() & self._adapters.items()
-        return {name: folder for name, folder in given if Path(folder).is_dir()}
-
-    def _load_again(self) -> None:
-        """Have a new process load the other adapters that the last one had. One that is gone is then forgotten."""
-        for name, folder in self._adapters.items() - self._config.adapters.items():
-            message = LoadAdapter(self.next_id(), name, folder)
-            self._adapting[message.id] = message, None
-            if self._writer is not None:
-                self._writer.write(wire.frame(message))
-
-    def _adapted(self, reply: AdapterReply) -> None:
-        """An adapter is loaded or forgotten, or could not be."""
-        message, future = self._adapting.pop(reply.id)
-        if isinstance(message, UnloadAdapter):
-            if reply.failure is None:
-                self._adapters.pop(message.name, None)
-        elif reply.failure is None:
-            self._adapters[message.name] = message.folder
-        elif future is None:
-            log.error("the adapter %s is lost: %s", message.name, reply.failure.what)
-            self._adapters.pop(message.name, None)
-        if future is not None and not future.done():
-            future.set_result(reply.failure)
 
     async def stop(self) -> None:
         """End the process; requests that still run end with an error."""
@@ -252,9 +214,11 @@ class EngineClient:
                     return
                 self.restarts += 1
                 try:
-                    self._config = msgspec.structs.replace(self._config, adapters=self._kept())
+                    given = self._adapters.kept(self._config.adapters)
+                    self._config = msgspec.structs.replace(self._config, adapters=given)
                     reader = await self._launch()
-                    self._load_again()
+                    if self._writer is not None:
+                        self._writer.writelines(map(wire.frame, self._adapters.again(given, self._ids)))
                     break
                 except Exception as error:  # also what the system refuses: processes, memory, descriptors
                     self._kill()
@@ -290,7 +254,7 @@ class EngineClient:
                 if stepped and self.on_step is not None:
                     self.on_step(self.stats, failed, time.monotonic() - self._heard)
             elif isinstance(message, AdapterReply):
-                self._adapted(message)
+                self._adapters.end(message)
             elif isinstance(message, Failed):
                 log.error("the engine gave up: %s", message.what)
             elif not isinstance(message, Beat):
@@ -306,10 +270,7 @@ class EngineClient:
         for request_id, results in self._results.items():
             results.put(SequenceOutput(request_id, finish="error", error=text))
         self._results.clear()
-        for _, future in self._adapting.values():
-            if future is not None and not future.done():
-                future.set_result(Failed(1, text))
-        self._adapting.clear()
+        self._adapters.fail(text)
         self.stats = EngineStats()
 
     def _obituary(self) -> str:

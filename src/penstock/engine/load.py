@@ -24,21 +24,23 @@ from penstock.hub.checkpoint import TensorEntry
 from penstock.hub.weights import read_weights
 from penstock.kernels import products
 from penstock.kernels.attention import SCORES
-from penstock.models.config import DecoderConfig, WeightMap
+from penstock.models.config import DecoderConfig, VisionConfig, WeightMap
 from penstock.models.decoder import Decoder
 from penstock.models.encoder_decoder import size
 from penstock.models.encoder_decoder.config import EncoderDecoderConfig, encodes, read_encoder_decoder
 from penstock.models.encoder_decoder.model import EncoderDecoder
 from penstock.models.fallback.config import TransformersConfig
-from penstock.models.families import describe
+from penstock.models.families import describe, describe_vision
 from penstock.models.inputs import KVCache
 from penstock.models.model import Model
 from penstock.models.tensors import CPU
+from penstock.models.vision import VisionTower, tower_entries
 from penstock.plan.memory import GIB, Footprint, KVPlan, human, longest_that_fits, plan_kv
 from penstock.plan.work import PairCost, StepCost
 
 HEAD_ROWS = 64  # rows of scores at a time where every prompt position is scored
 _NOT_HERE = "; --kv-cache-dtype is for GPUs, and has no effect"
+_TOWER_BYTES = 2**28  # what a vision tower's intermediate results may take: pieces of an image, a layer at a time
 _STEP_TOKENS = 2048  # default budget of a step: enough rows for full speed of the matrix products
 
 
@@ -47,13 +49,15 @@ Config = DecoderConfig | EncoderDecoderConfig
 
 @dataclass
 class LoadedModel:
-    """A model, its empty cache and what they allow."""
+    """A model, its empty cache and what they allow; of one that takes images also how, and its tower."""
 
     decoder: Model
     cache: KVCache
     limits: Limits
     cost: StepCost | PairCost
     adapters: Adapters
+    vision: VisionConfig | None = None
+    tower: VisionTower | None = None
 
 
 def load_decoder(config: EngineConfig, clock: Clock) -> LoadedModel:
@@ -66,14 +70,19 @@ def load_decoder(config: EngineConfig, clock: Clock) -> LoadedModel:
     entries = None if config.dummy_weights else read_weights(folder)
     name, dtype, text = choose_format(config, described, names, entries)
     form = FORMATS[name]
+    vision = None if isinstance(described, EncoderDecoderConfig) else describe_vision(folder)
     weight_bytes = planned_weight_bytes(entries, described, names, dtype, form)
+    if vision is not None and entries is not None:
+        weight_bytes += sum(prod(e.shape) for e in tower_entries(entries, names).values()) * dtype.itemsize
 
     cost = _cost(described, form.weight_bytes or dtype.itemsize, dtype)
     decoder_config = described if isinstance(described, DecoderConfig) else None
     given = read_given(config, decoder_config, names)
     adapter_bytes = planned_bytes(config, given, dtype)
-    limits, plan = fit(config, described, dtype, weight_bytes, cost.weight_size, available_bytes(), adapter_bytes)
-    clock.done("model", f"{described.family} {_kind(described)} {text}")
+    limits, plan = fit(
+        config, described, dtype, weight_bytes, cost.weight_size, available_bytes(), adapter_bytes, vision
+    )
+    clock.done("model", f"{described.family} {_kind(described)} {text}{'' if vision is None else '; takes images'}")
     kv_token = plan.kv_bytes // (plan.num_blocks * plan.block_size)
     kv_text = (
         f"{plan.num_blocks * plan.block_size} tokens x {human(kv_token)} = {human(plan.kv_bytes)} "
@@ -82,6 +91,7 @@ def load_decoder(config: EngineConfig, clock: Clock) -> LoadedModel:
     adapter_text = f" + adapters {human(adapter_bytes)}" if adapter_bytes else ""
     clock.done("KV memory", f"weights {human(weight_bytes)}{adapter_text} + KV {kv_text}")
 
+    tower = None if vision is None else VisionTower.load(folder, entries, names, dtype)
     decoder: Model
     if isinstance(described, EncoderDecoderConfig):
         decoder = EncoderDecoder.load(entries, described, dtype, limits.max_total_tokens, form)
@@ -98,7 +108,7 @@ def load_decoder(config: EngineConfig, clock: Clock) -> LoadedModel:
         adapters.add(adapter, file)
     if given:
         clock.done("adapters", f"{', '.join(given)}: {human(adapters.nbytes)} of {human(room)}")
-    return LoadedModel(decoder, cache, limits, cost, adapters)
+    return LoadedModel(decoder, cache, limits, cost, adapters, vision, tower)
 
 
 def _describe(folder: Path, config: EngineConfig) -> tuple[Config, WeightMap]:
@@ -200,6 +210,7 @@ def fit(
     weight_size: float,
     available: int,
     adapter_bytes: int = 0,
+    vision: VisionConfig | None = None,
 ) -> tuple[Limits, KVPlan]:
     """Derive every limit that was not given, and check that it all fits. available: bytes free before the weights."""
     encodes = isinstance(decoder, EncoderDecoderConfig)
@@ -216,6 +227,8 @@ def fit(
     step = step_bytes(decoder, dtype, budget, rows, longest)
     if adapter_bytes and isinstance(decoder, DecoderConfig):  # a gated MLP's halves apart, and what is added to them
         step += 3 * budget * decoder.mlp_width * dtype.itemsize
+    if vision is not None:
+        step += _TOWER_BYTES
     footprint = Footprint(weight_bytes, kv_token, step, adapter_bytes)
 
     asked = max(config.max_total_tokens or 0, (config.max_input_tokens or 0) + 1)
@@ -242,6 +255,9 @@ def fit(
         block = config.block_size * kv_token
         plan = replace(plan, num_blocks=plan.num_blocks + 1, kv_bytes=plan.kv_bytes + block)
     inputs = config.max_input_tokens or total - 1
+    if vision is not None and vision.whole and isinstance(decoder, DecoderConfig):
+        # such a prompt is computed in one step, and inside every window
+        inputs = min(inputs, budget, *(window for window in decoder.windows if window is not None))
     if inputs >= total:
         raise UsageError(f"`max_input_tokens`({inputs}) must be < `max_total_tokens`({total})")
     limits = Limits(
@@ -258,6 +274,7 @@ def fit(
         hidden_size=decoder.hidden_size,
         weight_size=weight_size,
         start_id=decoder.start_id if isinstance(decoder, EncoderDecoderConfig) else None,
+        image_token=None if vision is None else vision.image_token,
     )
     return limits, plan
 

@@ -20,10 +20,11 @@ from penstock.hub.checkpoint import read_checkpoint
 from penstock.hub.config import read_config
 from penstock.hub.gguf.link import linked_files
 from penstock.models.config import WeightMap
+from penstock.models.fallback.agreement import tolerance
 from penstock.models.fallback.config import Found, TransformersConfig, find, measured
 from penstock.models.fallback.load import Room, load, make, require_accelerate
 from penstock.models.fallback.own import OwnMemory
-from penstock.models.fallback.paged import PagedTransformer, page, tolerance
+from penstock.models.fallback.paged import PagedTransformer, page
 from penstock.models.fallback.trace import CannotReplace
 from penstock.models.families import read_eos_ids
 from penstock.models.reader import refuse_quantized

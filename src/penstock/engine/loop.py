@@ -19,6 +19,7 @@ from penstock.engine.config import EngineConfig
 from penstock.engine.encoded_step import build_encoded_step
 from penstock.engine.grammar import Cursor, Grammars
 from penstock.engine.held import HeldRows
+from penstock.engine.images import Eyes, PromptImages
 from penstock.engine.load import LoadedModel
 from penstock.engine.open import device_of, open_model
 from penstock.engine.prompt import Watch, is_broken, read_prompts, report
@@ -55,7 +56,7 @@ class EngineLoop:
         self.limits = model.limits
         start_id = model.limits.start_id
         self._start = None if start_id is None else (start_id, model.limits.block_size)
-        self._prefix_caching = config.prefix_caching and start_id is None  # an encoder's states are of a whole prompt
+        self._prefix_caching = config.prefix_caching
         self._decoder, self._cache, self.cost = model.decoder, model.cache, model.cost
         self.adapters = model.adapters
         self._pool = BlockPool(model.limits.num_blocks, model.limits.block_size)
@@ -76,6 +77,8 @@ class EngineLoop:
         )
         self._beginning: dict[Sequence, Future[Cursor]] = {}  # sequences whose grammar is being made
         self._held = HeldRows()
+        self._vision = model.vision
+        self._eyes = None if model.tower is None else Eyes(model.tower)
         self._failures = 0
         self.stats = EngineStats(total_blocks=model.limits.num_blocks)
 
@@ -117,8 +120,18 @@ class EngineLoop:
             raise InvalidRequest(f"a request with id {request.id} is already running")
         validate(request, self.limits)
         adapter = None if request.adapter is None else self.adapters.find(request.adapter)
+        images = PromptImages(request, self._vision) if self._vision is not None and request.images else None
+        whole = self._vision is not None and (self._vision.whole if request.images else self._vision.whole_text)
         sequence = Sequence.of(
-            request, next(self._numbers), self._nonce, self._span_rope, self._eos, self._start, adapter
+            request,
+            next(self._numbers),
+            self._nonce,
+            self._span_rope,
+            self._eos,
+            self._start,
+            adapter,
+            images,
+            whole,
         )
         if request.embed is not None:
             sequence.states = PromptStates(request.embed, self.limits.num_layers)
@@ -193,7 +206,7 @@ class EngineLoop:
         since = time.perf_counter()
         ending: list[Sequence] = []
         logits: Tensor | None = None
-        outputs: list[SequenceOutput] = []
+        runs, outputs = self._see(runs)
         if runs:
             if self._start is None:
                 step = build_step(runs, self._pool.block_size, self._span_rope is not None)
@@ -208,7 +221,7 @@ class EngineLoop:
                 last = hidden if len(ending) == len(hidden) else hidden[torch.tensor(step.ending_rows)]
                 logits = self._decoder.logits(last)
             self._count(runs, len(ending), time.perf_counter() - since)
-            outputs = [self._check_states(part) for part in parts]
+            outputs += [self._check_states(part) for part in parts]
             outputs += [self._end_prompt(run.sequence) for run in step.read]
         patience = max(_PATIENCE, _PATIENCE_SHARE * (time.perf_counter() - since))
         chosen, logits = self._held.exchange(ending, logits, patience)
@@ -217,6 +230,25 @@ class EngineLoop:
         elif not runs:
             self._nap()
         return outputs
+
+    def _see(self, runs: list[Run]) -> tuple[list[Run], list[SequenceOutput]]:
+        """Let the tower see the images of which these runs compute rows. Returns the runs that can be computed, and
+        the ends of those whose images cannot."""
+        seen: list[Run] = []
+        failed: list[SequenceOutput] = []
+        for run in runs:
+            sequence = run.sequence
+            if sequence.images is not None and self._eyes is not None:
+                try:
+                    sequence.images.see(
+                        sequence.computed, sequence.computed + run.length, self._eyes, sequence.request.salt
+                    )
+                except Exception:
+                    log.exception("the vision tower failed")
+                    failed.append(self._fail(sequence, "the model's vision tower cannot take this image"))
+                    continue
+            seen.append(run)
+        return seen, failed
 
     def _count(self, runs: list[Run], scored: int, seconds: float) -> None:
         """The runs are computed, in so many seconds: their tokens count, their full blocks may be shared."""

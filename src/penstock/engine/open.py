@@ -15,7 +15,7 @@ from penstock.engine.request import Stage
 from penstock.errors import UsageError
 from penstock.hub.config import read_config
 from penstock.models.encoder_decoder.config import encodes
-from penstock.models.families import is_described
+from penstock.models.families import describe_vision, is_described
 from penstock.plan.memory import WeightsTooLarge
 
 
@@ -44,6 +44,6 @@ def open_model(config: EngineConfig, on_stage: Callable[[Stage], None]) -> Loade
         return load_decoder(config, clock)
     except WeightsTooLarge as error:
         ours = config.quantize not in ("none", "bf16") or config.adapters or config.rope_scaling  # what only we can do
-        if config.dummy_weights or ours or encoder:
+        if config.dummy_weights or ours or encoder or describe_vision(folder) is not None:
             raise
         return load_transformers(config, clock, "too large for the memory", error)

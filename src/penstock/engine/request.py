@@ -7,6 +7,7 @@ checked once, by `validate`, where the sequences live. The structs travel as msg
 from __future__ import annotations
 
 from collections.abc import Collection
+from math import prod
 from typing import Literal
 
 import msgspec
@@ -22,6 +23,11 @@ MAX_PROMPT_TOP = 2**20  # alternatives for a whole prompt
 MAX_LOGIT_BIAS = 1024  # entries
 MAX_STOP_IDS = 256
 MAX_GRAMMAR = 2**20  # characters
+MAX_IMAGES = 256  # of one request
+MAX_IMAGE_BYTES = 192 * 2**20  # of all its images, prepared; a frame of the wire is larger
+MAX_COPIES = 8  # of the numbers in one
+IMAGE_ARRAYS = ("pixel_values", "pixel_attention_mask", "image_sizes", "image_grid_thw")
+_ITEM = {"float32": 4, "int64": 8, "bool": 1}
 _PENALTIES = ("frequency_penalty", "count_penalty", "presence_penalty")
 
 
@@ -88,6 +94,29 @@ class Embed(msgspec.Struct, frozen=True):
         return tuple(i + num_layers + 1 if i < 0 else i for i in self.layers)
 
 
+class Array(msgspec.Struct, frozen=True, array_like=True):
+    """Numbers as they lie in memory. copies: each `stretch` of numbers stands in `data` once and in the array so often
+    in a row (a picture is a film of two equal frames to Qwen2-VL)."""
+
+    dtype: Literal["float32", "int64", "bool"]
+    shape: list[int]
+    data: bytes
+    copies: int = 1
+    stretch: int = 1
+
+
+class Image(msgspec.Struct, frozen=True, weakref=True):
+    """An image, prepared for the tower of a model.
+
+    tokens: the rows of the prompt that it fills. digest: SHA-256 over the arrays. arrays: what transformers' image
+    processor made of it, by its names (IMAGE_ARRAYS).
+    """
+
+    tokens: int
+    digest: bytes
+    arrays: dict[str, Array]
+
+
 class EngineRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="generate"):
     """One sequence to generate. `id` is chosen by the sender and unique among its live requests.
 
@@ -108,6 +137,7 @@ class EngineRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="genera
     stop_ids: list[int] = []  # end the sequence as eos does, also under ignore_eos
     grammar: Grammar | None = None
     embed: Embed | None = None
+    images: list[Image] = []  # fill the placeholder tokens of the prompt, in their order
     priority: int = 0  # lower runs first
     deterministic: bool = False  # bit-identical in any batch: its steps are its own, and so are its cached blocks
     adapter: str | None = None  # the LoRA adapter that the model computes with, by its name
@@ -263,6 +293,7 @@ class Limits(msgspec.Struct, frozen=True):
     hidden_size: int = 0  # numbers in each
     device: str = "cpu"  # as torch names it
     weight_size: float = 2.0  # bytes of one weight of a matrix as it is stored
+    image_token: int | None = None  # stands in a prompt for each row of an image; None: the model takes no images
     start_id: int | None = None  # what the decoder begins with, where an encoder reads the prompt
     hidden_states: bool = True  # they can be asked for
 
@@ -326,6 +357,7 @@ def validate(request: EngineRequest, limits: Limits) -> None:
     if not all(-100 <= bias <= 100 for bias in s.logit_bias.values()):  # false for NaN too
         raise InvalidRequest("`logit_bias` values must be >= -100 and <= 100")
     _inside("`logit_bias`: ", s.logit_bias, limits)
+    _check_images(request, limits)
     _check_lengths(request, limits)
 
 
@@ -366,6 +398,39 @@ def _check_lengths(request: EngineRequest, limits: Limits) -> None:
         raise InvalidRequest(f"`prompt_top_n` times the tokens of the prompt must be <= {MAX_PROMPT_TOP}")
     _inside("`stop_ids`: ", request.stop_ids, limits)
     _inside("", request.prompt_ids, limits)
+
+
+def _check_images(request: EngineRequest, limits: Limits) -> None:
+    """The part of `validate` that is about images: whether any can be, and whether the prompt has their places."""
+    images = request.images
+    if not images:
+        return
+    if limits.image_token is None:
+        raise InvalidRequest("this model takes no images")
+    if len(images) > MAX_IMAGES:
+        raise InvalidRequest(f"a request may have at most {MAX_IMAGES} images. Given: {len(images)}")
+    size = 0
+    for image in images:
+        if image.tokens < 1 or len(image.digest) != 32 or not set(image.arrays) <= set(IMAGE_ARRAYS):
+            raise InvalidRequest("an image is not as an image processor makes it")
+        for array in image.arrays.values():
+            if len(array.shape) > 8 or min(array.shape, default=1) < 0:
+                raise InvalidRequest("an image has arrays of an impossible shape")
+            if (
+                not 1 <= array.copies <= MAX_COPIES
+                or array.stretch < 1
+                or len(array.data) % (array.stretch * _ITEM[array.dtype])
+            ):
+                raise InvalidRequest("an image has arrays of an impossible shape")
+            if prod(array.shape) * _ITEM[array.dtype] != len(array.data) * array.copies:
+                raise InvalidRequest("an image has arrays that do not fill their shape")
+            size += len(array.data)
+    if size > MAX_IMAGE_BYTES:
+        most = MAX_IMAGE_BYTES >> 20
+        raise InvalidRequest(f"the images take {size >> 20} MiB once prepared, more than {most}: send smaller ones")
+    places, tokens = request.prompt_ids.count(limits.image_token), sum(image.tokens for image in images)
+    if places != tokens:
+        raise InvalidRequest(f"the prompt has {places} places for rows of images, and its images have {tokens} rows")
 
 
 def _inside(where: str, ids: Collection[int], limits: Limits) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from penstock.engine.request import EngineRequest, Sampling, Token
 from penstock.engine.sequence import Sequence
+from penstock.kernels.penalty import Penalty, Tally
 from penstock.kernels.sampling import (
     DrawRule,
     cool,
@@ -28,6 +29,7 @@ from penstock.kernels.sampling import (
     keep_top_k,
     keep_top_p,
     largest,
+    penalize,
     restrict,
 )
 
@@ -128,7 +130,10 @@ def _prepare(scores: Tensor, sequences: list[Sequence], watermark: Watermark) ->
     """What comes before the temperature, in place: bias, watermark, penalties, grammar."""
     for row, sequence in enumerate(sequences):
         if not sequence.request.sampling.plain:
-            _penalize(scores[row], sequence, watermark)
+            _shift(scores[row], sequence, watermark)
+    penalties = [_penalty(sequence) for sequence in sequences]
+    if any(penalties):
+        penalize(scores, penalties)
     _restrict(scores, sequences)
 
 
@@ -190,28 +195,25 @@ def _pick(scores: Tensor, sequences: list[Sequence]) -> Tensor:
     return ids
 
 
-def _penalize(row: Tensor, sequence: Sequence, watermark: Watermark) -> None:
-    """Bias, watermark and penalties, in place. row: [vocab]."""
-    sampling, ids = sequence.request.sampling, sequence.text_ids
+def _shift(row: Tensor, sequence: Sequence, watermark: Watermark) -> None:
+    """Bias and watermark, in place. row: [vocab]."""
+    sampling = sequence.request.sampling
     if sampling.logit_bias:
         row[list(sampling.logit_bias)] += torch.tensor(list(sampling.logit_bias.values()))
     if sampling.watermark:
-        generator = torch.Generator().manual_seed(_WATERMARK_PRIME * ids[-1])
+        generator = torch.Generator().manual_seed(_WATERMARK_PRIME * sequence.ids[-1])
         green = torch.randperm(len(row), generator=generator)[: int(watermark.gamma * len(row))]
         row[green] += watermark.delta
-    if not sampling.penalizes:
-        return
-    if sampling.repetition_penalty != 1.0 or sampling.frequency_penalty != 0.0:
-        seen, counts = torch.tensor(ids).unique(return_counts=True)
-        if sampling.repetition_penalty != 1.0:  # Keskar et al. 2019
-            values, penalty = row[seen], min(max(sampling.repetition_penalty, 1 / _HUGE), _HUGE)
-            row[seen] = torch.where(values < 0, values * penalty, values / penalty)
-        if sampling.frequency_penalty != 0.0:  # TGI's formula: relative to the length of the text
-            row[seen] -= sampling.frequency_penalty * counts / len(ids)
-    generated = sequence.ids[sequence.given :]
-    if generated and (sampling.count_penalty != 0.0 or sampling.presence_penalty != 0.0):  # OpenAI's formula
-        seen, counts = torch.tensor(generated).unique(return_counts=True)
-        row[seen] -= sampling.count_penalty * counts + sampling.presence_penalty
+
+
+def _penalty(sequence: Sequence) -> Penalty | None:
+    s = sequence.request.sampling
+    if not s.penalizes:
+        return None
+    sequence.tally = sequence.tally or Tally()
+    sequence.tally.follow(sequence.text_ids, sequence.given - sequence.encoded)
+    repetition = min(max(s.repetition_penalty, 1 / _HUGE), _HUGE)
+    return Penalty(sequence.tally, repetition, s.frequency_penalty, s.count_penalty, s.presence_penalty)
 
 
 def _sharpen(row: Tensor, sampling: Sampling) -> None:

@@ -130,6 +130,9 @@ class Scheduler:
             length = min(sequence.pending, budget)
             if length < sequence.encoded - sequence.computed:  # an encoder reads its text whole
                 return
+            if sequence.computed + length < sequence.whole:  # and so does a decoder that looks ahead
+                sequence.drop_blocks(self.pool)
+                return
             if not self._start(sequence, length):
                 return
             runs.append(Run(sequence, length))
@@ -160,7 +163,7 @@ class Scheduler:
                 return None
             start, stop = sequence.computed, sequence.prompt_length
             length = min(ALONE - start % ALONE, stop - start) if start < stop else 1
-            length = max(length, sequence.encoded - start)  # an encoder reads its text whole
+            length = max(length, sequence.encoded - start, sequence.whole - start)  # read whole, see _admit
             if sequence.pending < length:  # its next token is not known yet
                 continue
             if self.waiting and sequence is self.waiting[0]:

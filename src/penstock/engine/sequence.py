@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import time
+from array import array
 from dataclasses import dataclass, field
+from hashlib import sha256
+
+import msgspec
 
 from penstock.engine.adapters import LoadedAdapter
 from penstock.engine.block_pool import BlockPool, block_key, root_key
 from penstock.engine.grammar import Cursor
+from penstock.engine.images import PromptImages
 from penstock.engine.request import EngineRequest
 from penstock.engine.states import PromptStates
+from penstock.kernels.penalty import Tally
 from penstock.kernels.rotary import RopeConfig
 
 _NOTHING: list[int] = []
@@ -45,7 +51,10 @@ class Sequence:
     ends: frozenset[int] = frozenset()  # tokens that end it
     bare: bool = False  # the raw scores decide alone, and nothing is told of them
     cursor: Cursor | None = None  # where it is in its grammar
+    tally: Tally | None = None  # how often each token was there, where that matters
     adapter: LoadedAdapter | None = None
+    images: PromptImages | None = None
+    whole: int = 0  # so many first tokens are computed together, because they see each other in both directions
 
     @classmethod
     def of(
@@ -57,18 +66,26 @@ class Sequence:
         eos_ids: frozenset[int] = frozenset(),
         start: tuple[int, int] | None = None,
         adapter: LoadedAdapter | None = None,
+        images: PromptImages | None = None,
+        whole: bool = False,
     ) -> Sequence:
         """nonce: random per process, so that block keys cannot be guessed from outside.
 
         rope: the rotation whose angles depend on a prompt's length beyond some context, if any; such prompts share
         cached blocks only with prompts of the same angles. start: where an encoder reads the prompt, the token that the
-        decoder begins with and the size of a block.
+        decoder begins with and the size of a block. whole: all of the prompt's tokens see each other. Either way blocks
+        are shared only between equal prompts.
         """
         n = len(request.prompt_ids)
         far = rope is not None and rope.span_limit is not None and n > rope.span_limit
         mark = 0 if rope is None or not far else n if rope.kind == "dynamic" else 1
         adapted = b"" if adapter is None else adapter.key
         root = root_key(nonce, request.salt, mark.to_bytes(8, "little"), adapted)
+        if whole or start is not None:
+            digests = b"" if images is None else b"".join(images.digests)
+            root = root_key(root, sha256(array("q", request.prompt_ids).tobytes()).digest(), digests)
+        if request.images:
+            request = msgspec.structs.replace(request, images=[])  # their pixels are in `images` until they are seen
         if request.deterministic:  # what others computed is not the same to the last bit
             root = root_key(root, number.to_bytes(8, "little"))
         ends = frozenset(request.stop_ids) if request.ignore_eos else eos_ids | frozenset(request.stop_ids)
@@ -79,7 +96,20 @@ class Sequence:
             ids += [token] * (encoded - n + (request.max_new_tokens > 0))  # what fills up the block is never computed
         bare = request.sampling.plain and not request.logprobs and not request.top_n_tokens
         sequence = cls(
-            request, root, n, ids, n, len(ids), encoded, time.monotonic(), number, ends=ends, bare=bare, adapter=adapter
+            request,
+            root,
+            n,
+            ids,
+            n,
+            len(ids),
+            encoded,
+            time.monotonic(),
+            number,
+            ends=ends,
+            bare=bare,
+            adapter=adapter,
+            images=images,
+            whole=n if whole else 0,
         )
         if encoded and request.prompt_logprobs:  # they are of what the decoder is given: nothing precedes that
             sequence.prompt_logprobs, sequence.prompt_top = [None], [[]] if request.prompt_top_n else []
@@ -125,15 +155,18 @@ class Sequence:
         """Keys of the full blocks among the first `tokens` tokens."""
         full = tokens // block_size
         while len(self.keys) < full:
-            start = len(self.keys) * block_size
+            start, stop = len(self.keys) * block_size, (len(self.keys) + 1) * block_size
             parent = self.keys[-1] if self.keys else self.root
-            self.keys.append(block_key(parent, self.ids[start : start + block_size]))
+            media = b"" if self.images is None else self.images.mark(start, stop)
+            self.keys.append(block_key(parent, self.ids[start:stop], media))
         return self.keys[:full]
 
     def take_prefix(self, pool: BlockPool) -> None:
         """Start from whatever the pool already holds; at least one token stays to compute."""
         keys = self.full_keys(pool.block_size, len(self.ids) - 1)
         self.blocks = pool.match(keys)
+        if len(self.blocks) * pool.block_size < self.encoded:  # an encoder's part is of no use
+            self.drop_blocks(pool)
         self.computed = len(self.blocks) * pool.block_size
         self.published = len(self.blocks)
 
@@ -154,6 +187,8 @@ class Sequence:
 
     def publish(self, pool: BlockPool) -> None:
         """Offer every newly filled block to the prefix index."""
+        if self.encoded and self.request.max_new_tokens == 0:  # an encoder's states were all that was computed
+            return
         full = self.computed // pool.block_size
         if full > self.published:
             keys = self.full_keys(pool.block_size, self.computed)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from penstock.engine.scheduler import Run
 from penstock.kernels.attention import RunGroup
-from penstock.models.inputs import StepInputs, Wanted
+from penstock.models.inputs import ImageRows, StepInputs, Wanted
 from penstock.models.lora import Adapter, RowAdapters
 
 GATHERED = 2**15  # cached tokens that one group of several runs gathers at most
@@ -40,7 +41,7 @@ def build_step(runs: list[Run], block_size: int, with_spans: bool) -> Step:
 
     with_spans: the angles of the model's rotary positions depend on the length of the sequence.
     """
-    whole = ((run, Piece.of(run.blocks, run.length, run.context, block_size)) for run in runs)
+    whole = ((run, _pieces(run, block_size)) for run in runs)
     cut = sorted(whole, key=lambda item: item[1][0].kind)
     runs = [run for run, _pieces in cut]
     ids: list[int] = []
@@ -78,20 +79,56 @@ def build_step(runs: list[Run], block_size: int, with_spans: bool) -> Step:
         groups=list(groups([piece for _run, pieces in cut for piece in pieces], block_size)),
         wanted=wanted,
         adapters=row_adapters(runs),
+        axes=_axes(runs, positions),
+        images=_image_rows(runs),
     )
     first_rows = [last + 1 - run.length for run, last in zip(runs, last_rows, strict=True)]
     return Step(runs, inputs, first_rows, ending, ending_rows, read)
 
 
+def _axes(runs: list[Run], positions: list[int]) -> Tensor | None:
+    """The three places of each row, where a run has an image in a model with M-RoPE. positions: of the rows."""
+    turned = [run.sequence.images is not None and run.sequence.images.axes is not None for run in runs]
+    if not any(turned):
+        return None
+    axes = torch.tensor(positions).repeat(3, 1)
+    row = 0
+    for run in runs:
+        images, start = run.sequence.images, run.sequence.computed
+        if images is not None and images.axes is not None:
+            prompt = images.axes[:, start : start + run.length]
+            axes[:, row : row + prompt.shape[1]] = prompt
+            axes[:, row + prompt.shape[1] : row + run.length] += images.shift
+        row += run.length
+    return axes
+
+
+def _image_rows(runs: list[Run]) -> ImageRows | None:
+    """The rows that are parts of images, and their features, which the sequences have already."""
+    rows: list[int] = []
+    parts: list[Tensor] = []
+    row = 0
+    for run in runs:
+        images, start = run.sequence.images, run.sequence.computed
+        if images is not None:
+            offsets, features = images.rows(start, start + run.length)
+            rows += [row + offset for offset in offsets]
+            parts += features
+        row += run.length
+    return ImageRows(torch.tensor(rows), torch.cat(parts)) if rows else None
+
+
 def row_adapters(runs: list[Run], device: torch.device | None = None) -> RowAdapters | None:
     """Whose rows are whose; None where no run has an adapter."""
+    if all(run.sequence.adapter is None for run in runs):
+        return None
     places: dict[Adapter, int] = {}
     owners: list[int] = []
     for run in runs:
         adapter = run.sequence.adapter
         owner = -1 if adapter is None else places.setdefault(adapter.weights, len(places))
         owners += [owner] * run.length
-    return RowAdapters(tuple(places), torch.tensor(owners, device=device)) if places else None
+    return RowAdapters(tuple(places), torch.tensor(owners, device=device))
 
 
 class Piece(NamedTuple):
@@ -123,6 +160,16 @@ class Piece(NamedTuple):
     def last(cls, blocks: list[int], end: int, block_size: int) -> Piece:
         """The last token of a run alone."""
         return cls.of(blocks, 1, end, block_size)[0]
+
+
+def _pieces(run: Run, block_size: int) -> list[Piece]:
+    """The pieces of a run. Where its tokens see each other in both directions each is a piece of its own, whose context
+    is all of them: their keys and values are in the cache before any attends."""
+    first, whole = run.sequence.computed, run.sequence.whole
+    if first >= whole:
+        return Piece.of(run.blocks, run.length, run.context, block_size)
+    contexts = [max(whole, n) for n in range(first + 1, run.context + 1)]
+    return [Piece.last(run.blocks, context, block_size) for context in contexts]
 
 
 def groups(pieces: list[Piece], block_size: int) -> Iterator[RunGroup]:

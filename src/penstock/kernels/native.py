@@ -21,8 +21,9 @@ from torch import Tensor
 
 from penstock.devices.cpu import flags
 from penstock.kernels.mask import Mask
+from penstock.kernels.penalty import Penalty
 
-_VERSION = 6
+_VERSION = 7
 _AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
 _LEVELS = {
     "v4bf16": {*_AVX512, "avx512_bf16", "avx512_vnni"},
@@ -87,6 +88,8 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.penstock_argmax_bf16.argtypes = [_pointer] * 3 + [_int] * 2
     library.penstock_argmax_bf16.restype = None
     library.penstock_draw_f32.argtypes, library.penstock_draw_f32.restype = [_pointer] * 4 + [_int] * 2, None
+    library.penstock_penalize_f32.argtypes = [_pointer] * 2 + [_int] * 2
+    library.penstock_penalize_f32.restype = None
     return library
 
 
@@ -236,6 +239,40 @@ def restrict(x: Tensor, masks: Sequence[Mask | None], withheld: Sequence[Sequenc
         (_int * bounds[-1])(*itertools.chain.from_iterable(withheld)),
         bounds,
     )
+
+
+class _Penalty(ctypes.Structure):
+    """penstock_penalty of kernels/cpu/sampling.cpp."""
+
+    _fields_ = (
+        ("ids", _pointer),
+        ("often", _pointer),
+        ("made", _pointer),
+        ("count", _int),
+        ("repetition", _float),
+        ("frequency", _float),
+        ("length", _float),
+        ("each", _float),
+        ("once", _float),
+    )
+
+
+def can_penalize(x: Tensor) -> bool:
+    """Whether `penalize` takes these rows."""
+    return LIBRARY is not None and x.dtype == torch.float32 and x.device.type == "cpu" and x.is_contiguous()
+
+
+def penalize(x: Tensor, penalties: Sequence[Penalty | None]) -> None:
+    """kernels.sampling.penalize. Only what `can_penalize` allows. x: [n, vocab]."""
+    given = (_Penalty * len(penalties))()
+    for place, penalty in zip(given, penalties, strict=True):
+        if penalty is not None:
+            tally, addresses = penalty.tally, penalty.tally.addresses
+            place.ids, place.often, place.made, place.count = *addresses, tally.count
+            place.repetition, place.frequency, place.length = penalty.repetition, penalty.frequency, tally.length
+            place.each, place.once = penalty.each, penalty.once
+    assert LIBRARY is not None  # noqa: S101 (can_penalize)
+    LIBRARY.penstock_penalize_f32(x.data_ptr(), given, *x.shape)
 
 
 class _Draw(ctypes.Structure):

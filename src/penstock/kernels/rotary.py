@@ -19,6 +19,7 @@ class RopeConfig:
     """How positions turn into angles.
 
     kind: none (no angle at all), default, linear, dynamic, yarn, llama3, longrope; the rest as config.json has it.
+    sections: where a token has three places (time, height, width), how many pairs turn by each (Qwen2-VL 2024).
     rotary_dim: the first so many dimensions of a head are rotated; None for all, negative for the last so many.
     neighbours: the pairs of a checkpoint are (2i, 2i + 1) instead of (i, i + rotary_dim / 2). restarts: with longrope,
     whether everything is computed anew when a sequence passes the original context.
@@ -41,6 +42,7 @@ class RopeConfig:
     short_factors: tuple[float, ...] = ()  # longrope, one for each pair
     long_factors: tuple[float, ...] = ()
     restarts: bool = False
+    sections: tuple[int, ...] = ()
 
     @property
     def span_limit(self) -> int | None:
@@ -153,7 +155,7 @@ class Rotary:
         self._cos, self._sin = cos.to(device), sin.to(device)
 
     def __call__(self, positions: Tensor, spans: Tensor | None) -> tuple[Tensor, Tensor]:
-        """cos and sin, each [T, 1, dim]. positions: [T].
+        """cos and sin, each [T, 1, dim]. positions: [T], or [3, T] where each section of a head has its own.
 
         spans: [T], or None. With dynamic scaling and LongRoPE the angle also depends on the length that the sequence
         had when the token was first computed; `spans` is that length, so that a recomputed token turns by the same
@@ -162,6 +164,8 @@ class Rotary:
         if self.rotary_dim == 0:
             shape = (len(positions), 1, self.dim)
             return self._cos.expand(shape[::2]).reshape(shape), self._sin.expand(shape[::2]).reshape(shape)
+        if positions.dim() == 2:
+            return self._by_section(self._cos, positions), self._by_section(self._sin, positions)
         cos, sin = self._cos[positions], self._sin[positions]
         limit = self.rope.span_limit
         if spans is not None and limit is not None:
@@ -170,6 +174,11 @@ class Rotary:
                 angles = self._dynamic if self.rope.kind == "dynamic" else self._long
                 cos[long], sin[long] = self._turns(angles(positions[long], spans[long]))
         return cos.unsqueeze(1), sin.unsqueeze(1)
+
+    def _by_section(self, table: Tensor, positions: Tensor) -> Tensor:
+        """Each section of both halves of a head from the row of its own place. positions: [3, T] -> [T, 1, dim]."""
+        parts = table[positions].split(list(self.rope.sections) * 2, dim=2)
+        return torch.cat([part[i % 3] for i, part in enumerate(parts)], dim=1).unsqueeze(1)
 
     def _turns(self, angles: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin of a head from the angles of its rotated pairs. angles: [n, pairs] -> two [n, dim]."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from penstock.kernels import native
 from penstock.kernels.mask import Mask
+from penstock.kernels.penalty import Penalty
 
 _EXCLUDED = float("-inf")
 
@@ -49,6 +50,28 @@ def restrict_plainly(scores: Tensor, masks: Sequence[Mask | None], withheld: Seq
             row[list(ids)] = _EXCLUDED
             if (row == _EXCLUDED).all():
                 row[list(ids)] = kept
+
+
+def penalize(scores: Tensor, penalties: Sequence[Penalty | None]) -> None:
+    """Lower, in place, what was there before. scores: [n, vocab] float32; penalties: n of them, None for none."""
+    if native.can_penalize(scores):
+        native.penalize(scores, penalties)
+    else:
+        penalize_plainly(scores, penalties)
+
+
+def penalize_plainly(scores: Tensor, penalties: Sequence[Penalty | None]) -> None:
+    """The twin of the compiled kernel."""
+    for row, penalty in zip(scores, penalties, strict=True):
+        if penalty is None:
+            continue
+        tally, n = penalty.tally, penalty.tally.count
+        ids, often, made = (torch.from_numpy(x[:n]).to(row.device) for x in (tally.ids, tally.often, tally.made))
+        values = row[ids]
+        if penalty.repetition != 1.0:
+            values = torch.where(values < 0, values * penalty.repetition, values / penalty.repetition)
+        values -= penalty.frequency * often / tally.length
+        row[ids] = values - torch.where(made > 0, penalty.each * made + penalty.once, 0.0)
 
 
 class DrawRule(NamedTuple):

@@ -1,40 +1,28 @@
 """A LoRA adapter as PEFT writes it: adapter_config.json beside adapter_model.safetensors.
 
-What the tensors are for is read off their names, not off `target_modules`, so every way to write that works. Whatever
-would make the answers others than a merged model's is refused by name.
+What the tensors are for is read off their names, not off `target_modules`, so every way to write that works.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from penstock.errors import ModelError
-from penstock.hub.checkpoint import TensorEntry, parse_object, read_file
-from penstock.hub.folder import read_small
+from penstock.hub.checkpoint import TensorEntry, read_file
+from penstock.models.adapter_settings import CONFIG, AdapterSettings, damaged, unsupported
 from penstock.models.adapter_targets import Target, targets
 from penstock.models.config import DecoderConfig, WeightMap
 from penstock.models.lora import Adapter, LowRank
 from penstock.models.tensors import TensorReader
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-MAX_CONFIG = 2**20  # bytes
+WEIGHTS = "adapter_model.safetensors"
 _TENSOR = re.compile(r"(?:base_model\.model\.)?(?P<module>.{1,300})\.lora_(?P<side>[AB])(?:\.default)?\.weight")
-# keys that, set, ask for another computation than x @ A.T @ B.T
-_OTHER = (
-    "use_dora", "modules_to_save", "lora_bias", "layer_replication", "trainable_token_indices", "use_qalora",
-    "use_bdlora", "alora_invocation_tokens", "arrow_config", "kasa_config", "monteclora_config", "megatron_config",
-)  # fmt: skip
-# beginnings of `init_lora_weights` that change the base model's weights as well
-_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-_LITERAL = re.compile(r"[\w.\-]+")
 _STACKED = re.compile(r".*\.experts(?:\.base_layer)*")  # modules whose matrices are those of all experts
 _ALIASES = {"block_sparse_moe.gate": "mlp.gate"}  # modules that transformers calls otherwise than the files
 
@@ -93,11 +81,11 @@ class AdapterFile:
     def read(cls, folder: Path, config: DecoderConfig, names: WeightMap) -> AdapterFile:
         """Read the configuration and the header. Raises ModelError for what is damaged, does not fit or cannot be
         computed."""
-        settings = _settings(folder)
+        settings = AdapterSettings.read(folder)
         listed = _modules(folder)
         modules = {_inside(module.name, names): module for module in listed}
         if len(modules) < len(listed):
-            raise _damaged(folder, "it has two terms for one matrix", WEIGHTS)
+            raise damaged(folder, "it has two terms for one matrix", WEIGHTS)
         return cls(folder, config.num_layers, _places(folder, settings, modules, config, names))
 
     @property
@@ -119,50 +107,6 @@ class AdapterFile:
         return Adapter(layers)
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    """adapter_config.json, with nothing in it that we do not compute."""
-    if not (folder / CONFIG).exists():
-        hint = "Give a folder that PEFT has saved: adapter_config.json and adapter_model.safetensors."
-        raise ModelError(f"{folder} is no adapter.", f"It has no {CONFIG}.", hint)
-    settings = parse_object(folder / CONFIG, read_small(folder, CONFIG, MAX_CONFIG))
-    kind = settings.get("peft_type")
-    if kind != "LORA":
-        raise _unsupported(folder, f"its peft_type is {str(kind)[:40]!r}, not LORA")
-    if settings.get("bias") not in (None, "none"):
-        raise _unsupported(folder, f"it trains biases (bias is {str(settings['bias'])[:40]!r})")
-    for key in _OTHER:
-        if settings.get(key):
-            raise _unsupported(folder, f"it uses `{key}`")
-    start = settings.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
-        hint = "Save it with `path_initial_model_for_weight_conversion`, which makes a plain adapter of it."
-        raise _unsupported(folder, f"its `init_lora_weights` {start[:40]!r} changes the base model's weights too", hint)
-    for key in ("r", "lora_alpha"):
-        value = settings.get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
-            raise _damaged(folder, f"its `{key}` is {str(value)[:40]!r}")
-    for key in ("rank_pattern", "alpha_pattern"):
-        pattern = settings.get(key) or {}
-        if not isinstance(pattern, dict):
-            raise _damaged(folder, f"its `{key}` is no object")
-        for name, value in pattern.items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
-                raise _damaged(folder, f"the `{key}` of {name[:80]!r} is {str(value)[:40]!r}")
-            _check_pattern(folder, key, name)
-    return settings
-
-
-def _check_pattern(folder: Path, key: str, name: str) -> None:
-    """A pattern is a regular expression from a stranger: one that could take for ever is refused."""
-    try:
-        re.compile(name)
-    except (re.error, OverflowError, RecursionError):
-        raise _damaged(folder, f"its `{key}` has {name[:80]!r}, which is no regular expression") from None
-    repeats = sum(name.replace("(?:", "(").count(c) for c in "*+{?")
-    if len(name) > 500 or (not _LITERAL.fullmatch(name) and (repeats > 2 or re.search(r"\)[*+{?]", name))):
-        raise _unsupported(folder, f"the pattern {name[:80]!r} in its `{key}` could take very long to match")
-
-
 def _modules(folder: Path) -> list[Module]:
     """The modules that the adapter has terms for."""
     if not (folder / WEIGHTS).exists():
@@ -175,16 +119,16 @@ def _modules(folder: Path) -> list[Module]:
     for name, entry in read_file(folder, WEIGHTS).items():
         match = _TENSOR.fullmatch(name)
         if match is None:
-            raise _unsupported(folder, f"its tensor {name[:120]!r} is no LoRA matrix of a layer")
+            raise unsupported(folder, f"its tensor {name[:120]!r} is no LoRA matrix of a layer")
         pairs.setdefault(match["module"], {})[match["side"]] = entry
     if not pairs:
-        raise _damaged(folder, "it has no tensors", WEIGHTS)
+        raise damaged(folder, "it has no tensors", WEIGHTS)
     for name, pair in pairs.items():
         if len(pair) < 2:
-            raise _damaged(folder, f"{name[:120]!r} has only one of its two matrices", WEIGHTS)
+            raise damaged(folder, f"{name[:120]!r} has only one of its two matrices", WEIGHTS)
         a, b = pair["A"].shape, pair["B"].shape
         if len(a) != 2 or len(b) != 2 or a[0] != b[1] or not a[0]:
-            raise _damaged(folder, f"{name[:120]!r} has matrices of {list(a)} and {list(b)}", WEIGHTS)
+            raise damaged(folder, f"{name[:120]!r} has matrices of {list(a)} and {list(b)}", WEIGHTS)
     return [Module(name, pair["A"], pair["B"]) for name, pair in pairs.items()]
 
 
@@ -198,7 +142,7 @@ def _inside(module: str, names: WeightMap) -> str:
 
 
 def _places(
-    folder: Path, settings: Mapping[str, Any], modules: Mapping[str, Module], config: DecoderConfig, names: WeightMap
+    folder: Path, settings: AdapterSettings, modules: Mapping[str, Module], config: DecoderConfig, names: WeightMap
 ) -> list[Place]:
     """Where each module belongs in the decoder. modules: by their names inside it.
 
@@ -227,7 +171,7 @@ def _places(
             if parts:
                 found.append(Place(layer, target, parts))
     if left:
-        raise _unsupported(
+        raise unsupported(
             folder,
             f"{min(left)[:120]!r} is no matrix of the {config.num_layers} layers of this {config.family} model",
             "Is it an adapter of another model? Embeddings, heads and towers cannot be adapted.",
@@ -235,19 +179,17 @@ def _places(
     return found
 
 
-def _part(folder: Path, settings: Mapping[str, Any], module: Module, matrix: str, count: int = 1) -> Part:
+def _part(folder: Path, settings: AdapterSettings, module: Module, matrix: str, count: int = 1) -> Part:
     """The term of a module. matrix: by which name the settings know it; count: of experts in it."""
     stacked = module.a.shape[0]
-    rank = _of_pattern(settings.get("rank_pattern") or {}, matrix, settings["r"])
+    rank = settings.rank_of(matrix)
     if rank * count != stacked:
         why = f"{module.name[:120]!r} has rank {stacked / count:g}, but {CONFIG} says {rank:g}"
-        raise _damaged(folder, why, WEIGHTS)
-    alpha = _of_pattern(settings.get("alpha_pattern") or {}, matrix, settings["lora_alpha"])
-    scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
-    return Part(module, stacked // count, scale)
+        raise damaged(folder, why, WEIGHTS)
+    return Part(module, stacked // count, settings.scale_of(matrix))
 
 
-def _share(folder: Path, settings: Mapping[str, Any], module: Module, target: Target) -> Part | None:
+def _share(folder: Path, settings: AdapterSettings, module: Module, target: Target) -> Part | None:
     """An expert's share of a module of all experts of a layer; None where that is for another matrix of theirs.
 
     Which one is told by its shape alone: the two of one layer have names that say nothing.
@@ -259,14 +201,6 @@ def _share(folder: Path, settings: Mapping[str, Any], module: Module, target: Ta
     parameter = "gate_up_proj" if len(target.rows) > 1 else "down_proj"
     part = _part(folder, settings, module, f"{module.name.partition('.base_layer')[0]}.{parameter}", target.expert[1])
     return replace(part, expert=target.expert, flipped=module.shape != (rows, columns))
-
-
-def _of_pattern(patterns: Mapping[str, float], module: str, default: float) -> float:
-    """The value of the first pattern that a module's name ends with, as PEFT finds it."""
-    for pattern, value in patterns.items():
-        if re.fullmatch(rf"(?:.*\.)?(?:{pattern})", module):
-            return value
-    return default
 
 
 def _check_shape(folder: Path, module: Module, rows: int, columns: int) -> None:
@@ -312,14 +246,5 @@ def _load(folder: Path, place: Place, dtype: torch.dtype, read: _Reader) -> LowR
         a[columns], b[rows, columns] = read.pair(part)
         first += part.rank
     if not (bool(torch.isfinite(a).all()) and bool(torch.isfinite(b).all())):
-        raise _damaged(folder, f"layer {place.layer} has numbers that are none", WEIGHTS)
+        raise damaged(folder, f"layer {place.layer} has numbers that are none", WEIGHTS)
     return LowRank(target.columns_of_a(a).to(dtype).contiguous(), target.rows_of_b(b).to(dtype).contiguous())
-
-
-def _damaged(folder: Path, why: str, file: str = CONFIG) -> ModelError:
-    hint = "Copy it again, both files from one run of the training."
-    return ModelError(f"The adapter {folder} cannot be used.", f"{file}: {why}.", hint)
-
-
-def _unsupported(folder: Path, why: str, hint: str = "Merge it into its base model with PEFT instead.") -> ModelError:
-    return ModelError(f"The adapter {folder} is of a kind that is not supported.", f"{why[0].upper()}{why[1:]}.", hint)

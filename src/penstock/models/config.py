@@ -179,6 +179,22 @@ class DecoderConfig:
 
 
 @dataclass(frozen=True)
+class VisionConfig:
+    """How a model takes images.
+
+    image_token: the id that stands in a prompt for each row of an image. merge: the side of the square of patches that
+    becomes one row, where rotary positions follow the image's height and width (M-RoPE); None where they count on.
+    whole: the tokens of a prompt with images see each other in both directions; whole_text: and so do those of one
+    without.
+    """
+
+    image_token: int
+    merge: int | None = None
+    whole: bool = False
+    whole_text: bool = False
+
+
+@dataclass(frozen=True)
 class WeightMap:
     """Where a family's checkpoint keeps each canonical tensor; `{i}` is the layer, `{e}` an expert.
 
@@ -242,7 +258,7 @@ class WeightMap:
         """These names as a checkpoint with `names` spells them: without the base where only the base model was saved,
         under another where the decoder is part of a larger model, with the head's common name where it has that."""
         bare = self.base.removeprefix("model.")
-        bases = (self.base, bare, "", "model.language_model.", f"language_model.{self.base}")
+        bases = (self.base, bare, "", "model.language_model.", f"language_model.{self.base}", "model.text_model.")
         base = next((base for base in bases if f"{base}{self.embedding}.weight" in names), self.base)
         heads = (self.head, "lm_head", "language_model.lm_head")
         return replace(self, base=base, head=next((head for head in heads if f"{head}.weight" in names), self.head))

@@ -67,7 +67,8 @@ class Decoder:
         """One step over a flat batch of runs; writes the cache. Returns [R, hidden], before the final norm, of the rows
         that are wanted, in their order. watch: is shown each layer's number and what goes into it, [T, hidden], and at
         last, under the number of layers, what the output matrix is given; all rows are then wanted."""
-        turns = [rotary(step.positions, step.spans) for rotary in self._rotaries]
+        places = step.positions if step.axes is None else step.axes
+        turns = [rotary(places, step.spans) for rotary in self._rotaries]
         x = self._embed(step)
         last = len(self.weights.layers) - 1
         for i, layer in enumerate(self.weights.layers):
@@ -95,6 +96,8 @@ class Decoder:
             x = w.project_in(x)
         if self._multiplier != 1:
             x.mul_(self._multiplier)
+        if step.images is not None:
+            x[step.images.rows] = step.images.features
         if w.positions is not None:
             x.add_(w.positions[step.positions])
         return x if w.embedding_norm is None else w.embedding_norm(x)

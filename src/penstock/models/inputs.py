@@ -37,6 +37,14 @@ class Wanted:
 
 
 @dataclass(frozen=True)
+class ImageRows:
+    """Rows of a step that are not a token's embedding but part of an image."""
+
+    rows: Tensor  # [n] int64
+    features: Tensor  # [n, hidden]
+
+
+@dataclass(frozen=True)
 class EncoderInputs:
     """What an encoder reads in a step, a flat batch of whole texts, and where the decoder's tokens see it.
 
@@ -58,7 +66,8 @@ class StepInputs:
     key and value go in the cache. groups: the cached blocks that each run attends to, in the order of the rows. wanted:
     None where every row is. A prompt's other rows are there for their keys and values alone, so the last layer does
     nothing else for them. adapters: None where no row has one. encoder: of models that have one; T is then of the
-    decoder's tokens, positions are theirs.
+    decoder's tokens, positions are theirs. axes: [3, T] the places that the parts of a head are rotated by (see
+    RopeConfig.sections), None where they are `positions`. images: None where the step has none.
     """
 
     ids: Tensor
@@ -69,3 +78,5 @@ class StepInputs:
     wanted: Wanted | None = None
     adapters: RowAdapters | None = None
     encoder: EncoderInputs | None = None
+    axes: Tensor | None = None
+    images: ImageRows | None = None

@@ -18,8 +18,9 @@ Every model of the first table runs on one decoder, in float32, bfloat16 and flo
 or in {formats} (`--quantize`), and with [LoRA adapters](../how-to/adapters.md) on any matrix of a layer. Greedy float32
 output is token-exact against `transformers`, whatever the batch, the chunks of a prompt, the prefix cache and the
 preemptions. What a row says is the family's usual configuration; what config.json sets otherwise (biases, windows,
-norms, rope scaling, tied heads, head sizes) is followed. Any other causal language model runs through `transformers`
-([how](../how-to/any-model.md)).
+norms, rope scaling, tied heads, head sizes) is followed. Models "with images" take them in prompts
+([how](../how-to/images.md)); their vision towers are those of `transformers`. Any other causal language model runs
+through `transformers` ([how](../how-to/any-model.md)).
 
 | model_type | models | positions | norms | residual | attention | MLP |
 |---|---|---|---|---|---|---|
@@ -50,7 +51,7 @@ def _row(model_type: str) -> str:
     config, names = family.read({"model_type": model_type})
     cells = (
         f"`{model_type}`",
-        family.models,
+        family.models + ("; with images" if family.sees else ""),
         _positions(config),
         _norms(config, names),
         "parallel" if config.parallel else "sequential",

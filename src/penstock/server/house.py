@@ -14,6 +14,7 @@ from penstock.engine.request import EngineRequest, Limits, validate
 from penstock.errors import InvalidRequest
 from penstock.server.config import ServeConfig
 from penstock.server.grammars import Grammars
+from penstock.server.images import Images
 from penstock.server.limits import Permits, Presence
 from penstock.server.metrics import Metrics
 from penstock.server.refusal import invalid, template_error
@@ -35,10 +36,11 @@ class House:
         engine: EngineClient,
         tokenizer: Tokenizer,
         template: ChatTemplate | None,
+        images: Images,
         revision: str | None = None,
     ) -> None:
         self.config, self.engine, self.tokenizer, self.template = config, engine, tokenizer, template
-        self.revision = revision
+        self.images, self.revision = images, revision
         self.draining = False
         self.priority = 0  # of the requests made here; lower runs first
         self.tracer: Tracer | None = None
@@ -120,6 +122,7 @@ class House:
     def close(self) -> None:
         """Let the threads and the forge go."""
         self.grammars.close()
+        self.images.close()
         self._workers.shutdown(wait=False, cancel_futures=True)
         self._renderers.shutdown(wait=False, cancel_futures=True)
         if self.template is not None:

@@ -33,6 +33,7 @@ from penstock.server.refusal import unhealthy
 
 if TYPE_CHECKING:
     from penstock.server.house import House
+    from penstock.server.images import Images
     from penstock.server.openai.batches import Batches
     from penstock.server.tracing import Tracer
     from penstock.text.chat_template import ChatTemplate
@@ -158,9 +159,9 @@ class Launch:
             await _first(ready, stopping, serving)
             if stopping.done():
                 return INTERRUPTED
-            _, (tokenizer, template) = await ready
+            _, (tokenizer, template, images) = await ready
             waiting.cancel()
-            house = self._open(door, tokenizer, template)
+            house = self._open(door, tokenizer, template, images)
             if self._visitor is not None:
                 visit = asyncio.to_thread(self._visitor, self._listener.url, self._listener.uds, self._key_file)
                 await _first(asyncio.ensure_future(visit), stopping, giving_up)
@@ -186,12 +187,12 @@ class Launch:
                 if self._config.report:
                     await asyncio.to_thread(self._report, stats, disk)
 
-    def _open(self, door: Door, tokenizer: Tokenizer, template: ChatTemplate | None) -> House:
+    def _open(self, door: Door, tokenizer: Tokenizer, template: ChatTemplate | None, images: Images) -> House:
         """Let requests in, and say so."""
         from penstock.server.app import App
         from penstock.server.house import House
 
-        house = House(self._config, self._engine, tokenizer, template, self._snapshot.revision)
+        house = House(self._config, self._engine, tokenizer, template, images, self._snapshot.revision)
         house.tracer = self._tracer
         app = door.app = App(house)
         self._batches = app.batches
@@ -263,11 +264,13 @@ class Launch:
         os._exit(INTERRUPTED)
 
 
-def load_text(path: Path, config: ServeConfig) -> tuple[Tokenizer, ChatTemplate | None]:
-    """The tokenizer and the chat template of a model folder. Raises ModelError, UsageError."""
+def load_text(path: Path, config: ServeConfig) -> tuple[Tokenizer, ChatTemplate | None, Images]:
+    """The tokenizer and the chat template of a model folder, and what is done with images.
+
+    Raises ModelError, UsageError.
+    """
     import penstock.server.app  # noqa: F401 (the routes' imports, while the engine loads)
-    from penstock.text.chat_template import ChatTemplate, TemplateFailure
-    from penstock.text.template_files import read_template_file
+    from penstock.server.images import open_images
     from penstock.text.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(path)
@@ -276,17 +279,28 @@ def load_text(path: Path, config: ServeConfig) -> tuple[Tokenizer, ChatTemplate 
             f"The model folder {path} has no tokenizer, so a server cannot read prompts.",
             hint="Add tokenizer.json, or run `penstock generate` with prompt_token_ids.",
         )
+    template = _load_template(tokenizer, config)
+    images = open_images(path, config, tokenizer)
+    if images.missing:
+        announce.say(f"WARNING: {images.missing}")
+    return tokenizer, template, images
+
+
+def _load_template(tokenizer: Tokenizer, config: ServeConfig) -> ChatTemplate | None:
+    from penstock.text.chat_template import ChatTemplate, TemplateFailure
+    from penstock.text.template_files import read_template_file
+
     own = config.chat_template or config.tokenizer_config_path
     sources = read_template_file(Path(own)) if own else tokenizer.chat_templates
     if not sources:
-        return tokenizer, None
+        return None
     try:
-        return tokenizer, ChatTemplate(sources, tokenizer.template_tokens)
+        return ChatTemplate(sources, tokenizer.template_tokens)
     except TemplateFailure as failure:
         if own:
             raise UsageError(f"The chat template {own} is broken.", failure.what) from failure
         announce.say(f"WARNING: the model's chat template is broken, so chat is off: {failure.what}")
-        return tokenizer, None
+        return None
 
 
 def _learn_full_name(guard: Guard) -> None:

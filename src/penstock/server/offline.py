@@ -40,11 +40,11 @@ async def answer_file(
     house: House | None = None
     tasks: set[asyncio.Task[AnswerLine]] = set()
     try:
-        tokenizer, template = await asyncio.to_thread(load_text, snapshot.path, config)
+        tokenizer, template, images = await asyncio.to_thread(load_text, snapshot.path, config)
         if not await _start(engine, stopped):
             return True
         on_ready()
-        house = House(config, engine, tokenizer, template, snapshot.revision)
+        house = House(config, engine, tokenizer, template, images, snapshot.revision)
         answerer = LineAnswerer(house.aside(0, permits=2**31))
         waiting, room = iter(lines), AHEAD * engine.limits.max_batch_size
         more = True

@@ -76,6 +76,11 @@ class ChatTemplate:
         """Whether the template goes through the parts of a content, and takes no plain string."""
         return bool(self._renderers.found[self._choose(tools=False, documents=False)]["parts"])
 
+    @property
+    def takes_parts(self) -> bool:
+        """Whether the template goes through the parts of a content that has such."""
+        return bool(self._renderers.found[self._choose(tools=False, documents=False)]["loops"])
+
     def mentions(self, text: str) -> bool:
         """Whether a text, such as the name of a role, occurs in the template."""
         return any(text in source for source in self._sources.values())

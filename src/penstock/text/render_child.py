@@ -19,6 +19,7 @@ from penstock.text.render_wire import COMPILE_SECONDS, GRACE, RENDER_SECONDS, re
 from penstock.text.sandbox import MAX_OUTPUT, Raised, Sandbox, cap
 
 MEMORY = 512 * 1024 * 1024  # bytes of address space
+_CHOOSING = ("penstock_watch", "selectattr", "rejectattr", "list")
 _TEMPLATE_FILE = "<template>"  # the name jinja gives to code from a string
 
 
@@ -50,11 +51,13 @@ def main() -> None:
 
 
 def examine(sandbox: Sandbox, source: str) -> dict[str, Any]:
-    """What a template reads: its free variables, and whether it wants contents as lists of parts."""
+    """What a template reads: its free variables, whether it goes through the parts of contents that have such, and
+    whether it wants all contents so."""
     tree = sandbox.parse(source)
-    loops = any(_is_content(_unwatched(loop.iter)) for loop in tree.find_all(nodes.For))
+    loops = any(_is_content(_unfiltered(loop.iter)) for loop in tree.find_all(nodes.For))
     tests = any(test.name == "string" for test in tree.find_all(nodes.Test))
-    return {"variables": sorted(meta.find_undeclared_variables(tree)), "parts": loops and not tests}
+    variables = sorted(meta.find_undeclared_variables(tree))
+    return {"variables": variables, "loops": loops, "parts": loops and not tests}
 
 
 def render(sandbox: Sandbox, template: jinja2.Template, variables: dict[str, Any]) -> dict[str, str]:
@@ -85,9 +88,11 @@ def _is_content(node: nodes.Node) -> bool:
     return isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const) and node.arg.value == "content"
 
 
-def _unwatched(node: nodes.Node) -> nodes.Node:
-    """What a loop goes over, without the sandbox's filter around it."""
-    return node.node if isinstance(node, nodes.Filter) and node.name == "penstock_watch" and node.node else node
+def _unfiltered(node: nodes.Node) -> nodes.Node:
+    """What a loop goes over, without the sandbox's filter around it and those that choose among the parts."""
+    while isinstance(node, nodes.Filter) and node.node and node.name in _CHOOSING:
+        node = node.node
+    return node
 
 
 def _line(error: BaseException) -> int:

@@ -87,9 +87,14 @@ def plan_tools(
     return ToolPlan(tools, choice, template.tool_format, parallel, tool_prompt or "")
 
 
-def conversation(messages: Sequence[Mapping[str, Any]], plan: ToolPlan | None, template: ChatTemplate) -> Messages:
-    """The messages to render for a request: as the template wants them, with what has to be said about its tools."""
-    ready = template_messages(messages, template)
+def conversation(
+    messages: Sequence[Mapping[str, Any]], plan: ToolPlan | None, template: ChatTemplate, image: str = ""
+) -> Messages:
+    """The messages to render for a request: as the template wants them, with what has to be said about its tools.
+
+    image: what stands for an image where the template prints nothing for it.
+    """
+    ready = template_messages(messages, template, image)
     if plan is not None:
         ready = plan.messages(ready)
     elif not template.tool_format.native:

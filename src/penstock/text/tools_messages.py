@@ -24,10 +24,11 @@ _MAY = "Call functions only when they help; otherwise answer in plain words."
 _MUST = "Your answer has to be such a call."
 
 
-def template_messages(messages: Sequence[Mapping[str, Any]], template: ChatTemplate) -> Messages:
+def template_messages(messages: Sequence[Mapping[str, Any]], template: ChatTemplate, image: str = "") -> Messages:
     """Messages as OpenAI's clients send them, in the form that templates are written for.
 
-    Contents in parts become one string; the arguments of calls become objects; a tool's message gets the name that
+    Contents in parts become one string, `image` in the place of each image, or stay as they are where there are images
+    and the template goes through parts; the arguments of calls become objects; a tool's message gets the name that
     its id stands for; the role "developer" becomes "system" where the template does not know it; reasoning has the
     names that templates use. Nothing else is touched.
     """
@@ -35,8 +36,9 @@ def template_messages(messages: Sequence[Mapping[str, Any]], template: ChatTempl
     ready: Messages = []
     for message in messages:
         made = {key: value for key, value in message.items() if value is not None or key == "content"}
-        if isinstance(made.get("content"), list):
-            made["content"] = "".join(_text(part) for part in made["content"])
+        parts = made.get("content")
+        if isinstance(parts, list) and not (template.takes_parts and any(map(_is_image, parts))):
+            made["content"] = "".join(image if _is_image(part) else _text(part) for part in parts)
         if made.get("role") == "developer" and not template.mentions("developer"):
             made["role"] = "system"
         if made.get("tool_calls"):
@@ -88,7 +90,7 @@ def tell_tools(
     if not ready:
         return [{"role": "user", "content": text}]
     first = ready[0]["content"] or ""
-    ready[0]["content"] = f"{first}\n\n{text}" if ready[0]["role"] == "system" else f"{text}\n\n{first}"
+    ready[0]["content"] = f"{first}\n\n{text}" if ready[0]["role"] == "system" else _joined(text, first)
     return ready
 
 
@@ -124,7 +126,7 @@ def plain_messages(messages: Sequence[Mapping[str, Any]]) -> Messages:
             calls = json.dumps([call["function"] for call in message["tool_calls"]], ensure_ascii=False)
             made["content"] = f"{made['content']}\n{calls}" if made.get("content") else calls
         if ready and (result or turned) and made["role"] == "user" == ready[-1]["role"]:
-            ready[-1]["content"] += f"\n\n{made['content']}"
+            ready[-1]["content"] = _joined(ready[-1]["content"], made["content"])
         else:
             ready.append(made)
         turned = result
@@ -143,6 +145,22 @@ def _call(call: Mapping[str, Any]) -> dict[str, Any]:
         arguments = read if isinstance(read, dict) else arguments
     made = {"type": "function", "function": {"name": function.get("name", ""), "arguments": arguments}}
     return made if call.get("id") is None else {"id": call["id"], **made}
+
+
+def _is_image(part: Any) -> bool:
+    return isinstance(part, Mapping) and part.get("type") == "image"
+
+
+def _joined(first: Any, second: Any) -> Any:
+    """Two contents as one, which is a list of parts where either is."""
+    if isinstance(first, list) or isinstance(second, list):
+        between = {"type": "text", "text": "\n\n"}
+        return [*_parts(first), between, *_parts(second)]
+    return f"{first}\n\n{second}"
+
+
+def _parts(content: Any) -> list[Any]:
+    return content if isinstance(content, list) else [{"type": "text", "text": content}]
 
 
 def _text(part: Any) -> str:

@@ -13,6 +13,15 @@ struct penstock_draw {
     int64_t top_k;
     double at;
 };
+
+// What scores less because it was there before. ids: [count], all different; often, made: [count], how often each is in
+// the text, and in what was generated of it. repetition: 1 is none; length: of the text.
+struct penstock_penalty {
+    const int64_t *ids;
+    const float *often, *made;
+    int64_t count;
+    float repetition, frequency, length, each, once;
+};
 }
 
 using namespace penstock;
@@ -176,6 +185,21 @@ void penstock_restrict_bf16(uint16_t *x, int64_t m, int64_t n, const uint32_t *c
 void penstock_restrict_f32(uint32_t *x, int64_t m, int64_t n, const uint32_t *const *masks, const int64_t *ids,
                            const int64_t *bounds) {
     restrict_rows<uint32_t, 0xFF800000>(x, m, n, masks, ids, bounds);
+}
+
+// kernels.sampling.penalize, in place. x: [m, n]; how: [m].
+void penstock_penalize_f32(float *x, const penstock_penalty *how, int64_t m, int64_t n) {
+    for (int64_t r = 0; r < m; r++) {
+        const penstock_penalty &h = how[r];
+        float *row = x + r * n;
+        for (int64_t i = 0; i < h.count; i++) {
+            float score = row[h.ids[i]];
+            if (h.repetition != 1.0f) score = score < 0 ? score * h.repetition : score / h.repetition;
+            score -= h.frequency * h.often[i] / h.length;
+            if (h.made[i] > 0) score -= h.each * h.made[i] + h.once;
+            row[h.ids[i]] = score;
+        }
+    }
 }
 
 // x: [m, n] contiguous. ids, values: [m]; the first of equal scores. A row with a NaN has the value NaN.

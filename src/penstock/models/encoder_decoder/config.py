@@ -69,6 +69,7 @@ class Kind:
     scaled_head: bool | None = None
 
 
+_FARTHEST = 2**16  # tokens; T5's is 128
 _T5 = {
     "vocab_size": 32128,
     "d_model": 512,
@@ -128,7 +129,7 @@ def from_configs(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> Encod
         raise ModelError(f"unsupported activation {activation!r}", f"supported: {', '.join(ACTIVATIONS)}")
     layers, buckets = c.integer("num_layers"), c.integer("relative_attention_num_buckets")
     max_distance = c.integer("relative_attention_max_distance")
-    if buckets < 4 or max_distance <= buckets // 2:
+    if buckets < 4 or not buckets // 2 < max_distance <= _FARTHEST:
         raise ModelError(f"config.json: {buckets} buckets do not fit distances of up to {max_distance}")
     return EncoderDecoderConfig(
         family=family,

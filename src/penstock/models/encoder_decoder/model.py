@@ -75,7 +75,7 @@ class EncoderDecoder:
                 table, bias = layer.bias, spread(layer.bias, longest)
             q, k, v = self._heads(attention.qkv(attention.norm(x)), 3)
             x = attention.out(attend_within(q, k, v, texts.groups, bias), x)
-            x = layer.forward.mlp(layer.forward.norm(x), x)
+            x = layer.feed_forward.mlp(layer.feed_forward.norm(x), x)
         x = self.weights.encoder_norm(x)
         if watch is not None:
             watch(len(self.weights.encoder), x)
@@ -91,7 +91,7 @@ class EncoderDecoder:
             x = attention.out(mixed, x)
             (q,) = self._heads(cross.q(cross.norm(x)), 1)
             x = cross.out(paged_attention(q, *kv, texts.crosses, 1.0, None), x)
-            x = layer.forward.mlp(layer.forward.norm(x), x)
+            x = layer.feed_forward.mlp(layer.feed_forward.norm(x), x)
         return x
 
     def _heads(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:

@@ -60,7 +60,7 @@ class EncoderLayer:
 
     attention: SelfAttention
     bias: Tensor
-    forward: FeedForward
+    feed_forward: FeedForward
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class DecoderLayer:
     attention: SelfAttention
     bias: BiasBehind
     cross: CrossAttention
-    forward: FeedForward
+    feed_forward: FeedForward
 
 
 @dataclass(frozen=True)
@@ -127,14 +127,14 @@ class _Loader:
         for i in range(c.encoder_layers):
             prefix = f"encoder.block.{i}.layer."
             around = self.bias(prefix, True) if i == 0 or c.bias_in_each_layer else encoder[0].bias
-            encoder.append(EncoderLayer(self.attention(prefix), around, self.forward(f"{prefix}1.")))
+            encoder.append(EncoderLayer(self.attention(prefix), around, self.feed_forward(f"{prefix}1.")))
         decoder: list[DecoderLayer] = []
         for i in range(c.decoder_layers):
             prefix = f"decoder.block.{i}.layer."
             own = i == 0 or c.bias_in_each_layer
             behind = BiasBehind.of(self.bias(prefix, False), self.positions) if own else decoder[0].bias
-            cross, forward = self.cross(f"{prefix}1."), self.forward(f"{prefix}2.")
-            decoder.append(DecoderLayer(self.attention(prefix), behind, cross, forward))
+            cross, last = self.cross(f"{prefix}1."), self.feed_forward(f"{prefix}2.")
+            decoder.append(DecoderLayer(self.attention(prefix), behind, cross, last))
         head = self.read(HEAD, shape) if HEAD in self.read else embedding
         return EncoderDecoderWeights(
             embedding=embedding,
@@ -176,7 +176,7 @@ class _Loader:
             self.out(parts),
         )
 
-    def forward(self, prefix: str) -> FeedForward:
+    def feed_forward(self, prefix: str) -> FeedForward:
         c, parts = self.config, f"{prefix}DenseReluDense."
         wide, narrow = (c.intermediate_size, c.hidden_size), (c.hidden_size, c.intermediate_size)
         down = self.form.load(self.read(f"{parts}wo.weight", narrow))

@@ -34,8 +34,8 @@ def joined(memories: Sequence[Memory]) -> Memory:
 
 
 def part(memory: Memory, row: int) -> Memory:
-    """The memory of one text of several. Its tensors are views."""
-    return _with(memory, [tensor[row : row + 1] for tensor in _tensors(memory)])
+    """The memory of one text of several."""
+    return _with(memory, [tensor[row : row + 1].clone() for tensor in _tensors(memory)])
 
 
 def _with(memory: Memory, tensors: list[Tensor]) -> Memory:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from penstock.kernels.attention import RunGroup
 from penstock.models.fallback import memory
+from penstock.models.fallback.agreement import EXACT, difference
 from penstock.models.fallback.config import TransformersConfig, accepted
 from penstock.models.fallback.memory import Memory
 from penstock.models.inputs import KVCache, StepInputs
@@ -195,8 +196,8 @@ class OwnMemory:
 
     @torch.inference_mode()
     def try_batches(self, vocab_size: int, tolerance: float) -> tuple[int, int]:
-        """Settle `together` by computing some texts alone and in batches: their scores must agree to this share of the
-        largest. Returns the bytes that the model keeps of any text, and of each of its tokens."""
+        """Settle `together` by computing some texts alone and in batches: their scores must agree, see `difference`.
+        Returns the bytes that the model keeps of any text, and of each of its tokens."""
         generator = torch.Generator().manual_seed(0)
         prompts = [torch.randint(vocab_size, (length,), generator=generator).tolist() for length in _TRIED]
 
@@ -215,14 +216,16 @@ class OwnMemory:
         expected = torch.cat([rows for _text, rows in alone])
         short, long = (memory.size(alone[i][0][0].memory) for i in (0, 1))
         token = max(0, long - short) // (_TRIED[1] - _TRIED[0])
-        for self.together in ("any", "equal", "none"):
+        allowed = {"none": EXACT, "equal": tolerance, "any": tolerance}  # one after another, nothing rounds otherwise
+        settled = "never"
+        for self.together, bound in allowed.items():
             try:
                 _texts, found = scores(prompts)
             except Exception as error:  # somebody else's code, asked for what it may not do
                 log.debug("texts are not computed together as %r: %s", self.together, error)
-                continue
-            if float((found - expected).abs().max()) <= tolerance * float(expected.abs().max()):
                 break
-        else:
-            self.together = "never"
+            if not difference(found, expected) <= bound:
+                break
+            settled = self.together
+        self.together = settled
         return max(0, short - token * (_TRIED[0] + 1)), token

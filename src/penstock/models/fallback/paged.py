@@ -14,13 +14,13 @@ from torch import Tensor
 
 from penstock.devices.cpu import zeros_on_demand
 from penstock.kernels.attention import RunGroup, paged_attention
+from penstock.models.fallback.agreement import difference, tolerance
 from penstock.models.fallback.config import Found, TransformersConfig
 from penstock.models.fallback.trace import Call, CannotReplace, Tracer
 from penstock.models.inputs import KVCache, StepInputs
 
 _numbers = itertools.count()
 _LENGTH, _BLOCK = 16, 4  # of the two texts that are tried, and of their blocks
-_EXACT, _ROUGH = 1e-3, 0.1  # the largest difference, as a share of the largest score: in float32, in half of it
 
 
 class PagedAttention:
@@ -123,11 +123,6 @@ class PagedTransformer:
         return hidden
 
 
-def tolerance(dtype: torch.dtype) -> float:
-    """How far scores of two right ways may lie apart, as a share of the largest."""
-    return _EXACT if dtype == torch.float32 else _ROUGH
-
-
 @torch.inference_mode()
 def page(found: Found, model: Any, dtype: torch.dtype) -> PagedTransformer:
     """Put our attention into a loaded model. Raises CannotReplace with the reason, the model left as it was.
@@ -141,7 +136,7 @@ def page(found: Found, model: Any, dtype: torch.dtype) -> PagedTransformer:
     if _depends_on_length(found.text):
         raise CannotReplace("its angles depend on the length of a text")
     before = model.config._attn_implementation
-    ids = torch.randint(found.text.vocab_size, (2, _LENGTH), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(found.shape.vocab_size, (2, _LENGTH), generator=torch.Generator().manual_seed(0))
     try:
         expected = model(input_ids=ids, use_cache=False).logits
         calls = _traced(model, ids[:1])
@@ -149,9 +144,9 @@ def page(found: Found, model: Any, dtype: torch.dtype) -> PagedTransformer:
         _install(model, attention, attention_mask=None)
         paged = PagedTransformer(model, attention, calls, dtype)
         ours = _in_chunks(paged, ids)
-        share = float((ours.float() - expected.float()).abs().max()) / max(float(expected.float().abs().max()), 1e-3)
+        share = difference(ours, expected.to("cpu"))
         if not share <= tolerance(dtype):
-            raise CannotReplace(f"its scores differ by {share:.0%} of the largest with our cache")
+            raise CannotReplace(f"its scores differ by {share:.0%} with our cache")
     except Exception as error:
         model.set_attn_implementation(before)
         if isinstance(error, CannotReplace):

@@ -15,7 +15,7 @@ from typing import Any
 from penstock.errors import ModelError, UsageError
 from penstock.hub.config import read_config, read_settings
 from penstock.kernels.norms import ACTIVATIONS
-from penstock.models.config import DecoderConfig, WeightMap
+from penstock.models.config import DecoderConfig, VisionConfig, WeightMap
 from penstock.models.family import Family
 from penstock.models.reader import refuse_quantized
 
@@ -52,6 +52,13 @@ def is_described(raw: Mapping[str, Any]) -> bool:
     """Whether a family describes the model of this config.json."""
     kind = raw.get("model_type")
     return isinstance(kind, str) and kind in FAMILIES
+
+
+def describe_vision(folder: Path) -> VisionConfig | None:
+    """How the model of a folder that `describe` reads takes images; None where it does not."""
+    raw = read_config(folder)
+    sees = FAMILIES[raw["model_type"]].sees
+    return None if sees is None else sees(raw)
 
 
 def _check(config: DecoderConfig) -> None:

@@ -7,7 +7,16 @@ from typing import Any
 
 from penstock.server.anthropic.wire import AnthropicMessage, CountRequest, MessagesRequest
 from penstock.server.openai.fields import unsupported
-from penstock.server.openai.wire import ChatMessage, ChatRequest, FunctionCall, ToolCall
+from penstock.server.openai.wire import (
+    ChatMessage,
+    ChatRequest,
+    FunctionCall,
+    ImagePart,
+    Part,
+    TextPart,
+    ToolCall,
+    plain,
+)
 from penstock.server.refusal import Refusal, invalid
 
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
@@ -42,14 +51,16 @@ def _messages(message: AnthropicMessage, where: str) -> list[ChatMessage]:
     if isinstance(message.content, str):
         return [ChatMessage(role=message.role, content=message.content)]
     results: list[ChatMessage] = []
-    texts: list[str] = []
+    parts: list[Part] = []
     calls: list[ToolCall] = []
     thoughts: list[str] = []
     for place, block in enumerate(message.content):
         path = f"{where}.content[{place}]"
         match block.get("type"):
             case "text":
-                texts.append(_string(block, "text", path))
+                parts.append(TextPart(_string(block, "text", path)))
+            case "image":
+                parts.append(ImagePart(_address(block, path)))
             case "thinking":
                 thoughts.append(_string(block, "thinking", path))
             case "redacted_thinking":
@@ -62,10 +73,21 @@ def _messages(message: AnthropicMessage, where: str) -> list[ChatMessage]:
                 text = _text(block.get("content") or "", f"{path}.content")
                 results.append(ChatMessage(role="tool", content=text, tool_call_id=identity))
             case other:
-                raise unsupported(str(other)[:64], "this server takes text and tools", path)
-    said = ChatMessage(role=message.role, content="".join(texts) if texts or not calls else None)
+                raise unsupported(str(other)[:64], "this server takes text, images and tools", path)
+    said = ChatMessage(role=message.role, content=plain(parts) if parts or not calls else None)
     said.tool_calls, said.reasoning_content = calls or None, "".join(thoughts) or None
-    return [*results, said] if texts or calls or not results else results
+    return [*results, said] if parts or calls or not results else results
+
+
+def _address(block: dict[str, Any], where: str) -> str:
+    """Where an image is: its bytes as a data URL, or an address on the web."""
+    source = block.get("source")
+    if not isinstance(source, dict) or source.get("type") not in ("base64", "url"):
+        raise invalid(f"{where}.source must be of type base64 or url", where)
+    if source["type"] == "url":
+        return _string(source, "url", f"{where}.source")
+    kind, data = _string(source, "media_type", f"{where}.source"), _string(source, "data", f"{where}.source")
+    return f"data:{kind};base64,{data}"
 
 
 def _tool(tool: dict[str, Any], where: str) -> dict[str, Any]:

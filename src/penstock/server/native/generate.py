@@ -16,6 +16,7 @@ from penstock.server.openai.wire import ChatRequest
 from penstock.server.refusal import invalid
 from penstock.text.grammar import GrammarRefused
 from penstock.text.stream import TextStream
+from penstock.vision.sources import split_markdown
 
 
 class Native:
@@ -94,8 +95,14 @@ class Native:
 
     async def _request(self, exchange: Exchange, order: rules.Order) -> EngineRequest:
         house = self._house
-        ids = await house.encode(order.prompt, add_special_tokens=True)
+        pieces, addresses = split_markdown(order.prompt, only_data=not house.images.taken)
+        if addresses:
+            house.images.check(len(addresses), "inputs")
+        seen = await house.images.prepare(house.images.inline.join(pieces), addresses)
+        ids = await house.encode(seen.text, add_special_tokens=seen.special is not False)
         if order.truncate is not None:
+            if seen.images and len(ids) > order.truncate:
+                raise invalid(f"`truncate` would cut into the images of a prompt of {len(ids)} tokens")
             ids = _truncated(ids, order.truncate, house.tokenizer.bos_id)
         room = house.room(len(ids), order.max_new_tokens)
         request = EngineRequest(
@@ -108,6 +115,7 @@ class Native:
             prompt_logprobs=order.prefill,
             grammar=None if order.grammar is None else await self._grammar(order.grammar, exchange.key_name),
             deterministic=order.deterministic,
+            images=seen.images,
             adapter=order.adapter,
             salt=exchange.salt,
         )

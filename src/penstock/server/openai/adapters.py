@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
 
 import msgspec
 
 from penstock.engine.client import EngineUnavailable
+from penstock.engine.request import LoadAdapter, UnloadAdapter
 from penstock.errors import EnvironmentFault, PenstockError
 from penstock.hub.adapters import resolve_adapter
 from penstock.server.body import parse
@@ -67,7 +67,7 @@ class AdapterRoutes:
             raise Refusal(404, text, "not_found", param="lora_path") from None
         except PenstockError as error:
             raise Refusal(404, _words(error), "not_found", param="lora_path") from None
-        await self._done(engine.load_adapter(name, str(folder), body.load_inplace))
+        await self._call(LoadAdapter(engine.next_id(), name, str(folder), body.load_inplace))
         log.info("the adapter %s is loaded from %s", name, folder)
         await exchange.answer(200, f"Success: LoRA adapter '{name}' added successfully.".encode(), TEXT.encode())
 
@@ -76,15 +76,14 @@ class AdapterRoutes:
         engine, name = self._house.engine, parse(raw, UnloadAdapterRequest).lora_name
         if name not in engine.adapters:
             raise Refusal(404, f"The LoRA adapter '{name[:MAX_NAME]}' cannot be found.", "not_found", param="lora_name")
-        await self._done(engine.unload_adapter(name))
+        await self._call(UnloadAdapter(engine.next_id(), name))
         log.info("the adapter %s is unloaded", name)
         await exchange.answer(200, f"Success: LoRA adapter '{name}' removed successfully.".encode(), TEXT.encode())
 
-    @staticmethod
-    async def _done(work: Awaitable[None]) -> None:
-        """Wait for the engine. Raises Refusal."""
+    async def _call(self, call: LoadAdapter | UnloadAdapter) -> None:
+        """Raises Refusal."""
         try:
-            await work
+            await self._house.engine.adapt(call)
         except EngineUnavailable:
             raise unhealthy() from None
         except PenstockError as error:

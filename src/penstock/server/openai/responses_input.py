@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from penstock.server.openai.fields import unsupported
-from penstock.server.openai.wire import ChatMessage, FunctionCall, ToolCall
+from penstock.server.openai.wire import ChatMessage, FunctionCall, ImagePart, Part, TextPart, ToolCall
 from penstock.server.refusal import Refusal, invalid
 
 _TEXTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
@@ -56,7 +56,20 @@ def _joins(found: list[ChatMessage], message: ChatMessage) -> bool:
 
 
 def _message(item: dict[str, Any], where: str) -> ChatMessage:
-    return ChatMessage(role=_string(item, "role", where), content=_text(item.get("content"), f"{where}.content"))
+    role, content = _string(item, "role", where), item.get("content")
+    if not isinstance(content, list) or not any(map(_is_image, content)):
+        return ChatMessage(role=role, content=_text(content, f"{where}.content"))
+    parts: list[Part] = []
+    for part in content:
+        if _is_image(part):
+            parts.append(ImagePart(_string(part, "image_url", f"{where}.content")))
+        else:
+            parts.append(TextPart("".join(_texts([part], f"{where}.content"))))
+    return ChatMessage(role=role, content=parts)
+
+
+def _is_image(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "input_image"
 
 
 def _call(item: dict[str, Any], where: str) -> ToolCall:
@@ -83,7 +96,7 @@ def _texts(parts: Any, where: str) -> list[str]:
             found.append(str(part.get("text", "")))
             continue
         if not isinstance(kind, str) or kind not in _TEXTS:
-            raise unsupported(str(kind)[:64], "this server takes text", where)
+            raise unsupported(str(kind)[:64], "this server takes text and images", where)
         found.append(_string(part, _TEXTS[kind], where))
     return found
 

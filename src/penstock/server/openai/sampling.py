@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
 
-from penstock.engine.request import EngineRequest, Grammar, Sampling
+from penstock.engine.request import EngineRequest, Grammar, Image, Sampling
 from penstock.server.body import check_range
 from penstock.server.exchange import Exchange
 from penstock.server.f32 import rounded
@@ -49,7 +50,7 @@ class Order:
     grammar: Grammar | None = None
     keep: frozenset[int] = frozenset()
 
-    def request(self, house: House, prompt_ids: list[int]) -> EngineRequest:
+    def request(self, house: House, prompt_ids: list[int], images: Sequence[Image] = ()) -> EngineRequest:
         """The engine's request for a prompt. Raises Refusal 422."""
         wanted = 0 if self.max_new_tokens == 0 else house.room(len(prompt_ids), self.max_new_tokens)
         request = EngineRequest(
@@ -65,6 +66,7 @@ class Order:
             min_new_tokens=min(self.min_new_tokens, wanted),
             stop_ids=self.stop_ids,
             grammar=self.grammar,
+            images=list(images),
             priority=house.priority,
             deterministic=self.deterministic,
             adapter=self.adapter,

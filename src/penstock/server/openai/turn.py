@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from penstock.engine.request import Image
 from penstock.server.exchange import Exchange
 from penstock.server.generation import Generation, TokenEvent
 from penstock.server.house import House
@@ -26,20 +27,22 @@ from penstock.text.reasoning import ReasoningSplitter, ThinkTags
 from penstock.text.tools import ToolPlan, conversation, plan_tools
 from penstock.text.tools_definitions import InvalidTools
 from penstock.text.tools_format import shown_ids
+from penstock.vision.sources import split_markdown
 
 FINISH = {"length": "length", "eos_token": "stop", "stop_sequence": "stop"}
-_MEDIA = (wire.ImagePart, wire.AudioPart, wire.VideoPart, wire.FilePart)
+_MEDIA = (wire.AudioPart, wire.VideoPart, wire.FilePart)
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A rendered conversation. opened: the prompt ends inside the model's reasoning."""
+    """A rendered conversation. opened: the prompt ends inside the model's reasoning. images: of the placeholders."""
 
     text: str
     ids: list[int]
     plan: ToolPlan | None
     tags: ThinkTags | None
     opened: bool
+    images: list[Image]
 
     def parser(self) -> AnswerParser | None:
         """Takes an answer apart; None where there is nothing but text."""
@@ -132,7 +135,7 @@ async def begin(exchange: Exchange, house: House, body: wire.ChatRequest, raw: b
         top_n=top_n if body.logprobs else 0,
         keep=shown_ids(house.tokenizer, prompt.marks()),
     )
-    request = full.request(house, prompt.ids)
+    request = full.request(house, prompt.ids, prompt.images)
     generations = full.generations(house, request, answers(body, house), arrived)
     voices = [Voice(index, generation, prompt.parser()) for index, generation in enumerate(generations)]
     return Turn(prompt, full, Runs(house, [generations]), voices)
@@ -151,7 +154,14 @@ async def read_prompt(house: House, body: wire.ChatRequest) -> Prompt:
         )
     except InvalidTools as error:
         raise Refusal(422, f"Tool error: {error.what}", "tool_error", param=error.param) from None
-    messages = conversation([_plain(n, message) for n, message in enumerate(body.messages)], plan, template)
+    addresses: list[str] = []
+    markdown = house.images.taken
+    plain = [_plain(n, message, addresses, markdown) for n, message in enumerate(body.messages)]
+    if addresses:
+        house.images.check(
+            len(addresses), f"messages[{next(n for n, m in enumerate(plain) if _illustrated(m))}].content"
+        )
+    messages = conversation(plain, plan, template, f"{house.images.inline}\n")
     variables = dict(body.chat_template_kwargs or {})
     if body.reasoning_effort is not None:
         variables.setdefault("reasoning_effort", body.reasoning_effort)
@@ -166,10 +176,12 @@ async def read_prompt(house: House, body: wire.ChatRequest) -> Prompt:
         continue_final_message=body.continue_final_message,
         variables=variables,
     )
+    seen = await house.images.prepare(text, addresses)
     # The template prints the special tokens itself.
-    ids = await house.encode(text, add_special_tokens=bool(body.add_special_tokens))
+    special = bool(body.add_special_tokens) if seen.special is None else seen.special
+    ids = await house.encode(seen.text, add_special_tokens=special)
     tags = template.think_tags
-    return Prompt(text, ids, plan, tags, tags is not None and tags.opened_by(text))
+    return Prompt(seen.text, ids, plan, tags, tags is not None and tags.opened_by(text), seen.images)
 
 
 def _max_tokens(body: wire.ChatRequest) -> int | None:
@@ -191,9 +203,13 @@ async def _grammar(house: House, who: str, prompt: Prompt, asked: tuple[str, Gra
     return None if spec is None else await compiled(house, who, "tools", spec)
 
 
-def _plain(place: int, message: wire.ChatMessage) -> dict[str, Any]:
-    """A message as OpenAI sends it, without what is not there."""
-    found: dict[str, Any] = {"role": message.role, "content": _content(place, message)}
+def _plain(place: int, message: wire.ChatMessage, addresses: list[str], markdown: bool) -> dict[str, Any]:
+    """A message as OpenAI sends it, without what is not there.
+
+    addresses: is given those of its images. markdown: a user's text may have some too, in TGI's syntax, as data URLs.
+    """
+    content = _content(place, message, addresses, markdown and message.role == "user")
+    found: dict[str, Any] = {"role": message.role, "content": content}
     for name in ("name", "tool_call_id", "reasoning_content"):
         value = getattr(message, name)
         if value is not None:
@@ -206,22 +222,53 @@ def _plain(place: int, message: wire.ChatMessage) -> dict[str, Any]:
     return found
 
 
-def _content(place: int, message: wire.ChatMessage) -> str | list[dict[str, str]] | None:
+def _content(
+    place: int, message: wire.ChatMessage, addresses: list[str], markdown: bool
+) -> str | list[dict[str, str]] | None:
     content = message.content
     if content is None:
         if not message.tool_calls and not (message.role == "assistant" and message.reasoning_content):
             raise invalid(f"messages[{place}] has no `content`", "messages")
         return None
     if isinstance(content, str):
-        return content
+        return _split(content, addresses) if markdown and "](data:" in content else content
     parts: list[dict[str, str]] = []
     for part in content:
         if isinstance(part, _MEDIA):
             kind = type(part).__struct_config__.tag
-            raise unsupported(str(kind), "this server takes text", f"messages[{place}].content")
+            raise unsupported(str(kind), "this server takes text and images", f"messages[{place}].content")
+        if isinstance(part, wire.ImagePart):
+            if message.role != "user":
+                raise invalid(f"messages[{place}]: only a user's message may have images", "messages")
+            addresses.append(_address(part, place))
+            parts.append({"type": "image"})
+            continue
         text = part.text if isinstance(part, wire.TextPart) else part.refusal
-        parts.append({"type": "text", "text": text})
+        parts += _split(text, addresses) if markdown and "](data:" in text else [{"type": "text", "text": text}]
     return parts
+
+
+def _split(text: str, addresses: list[str]) -> list[dict[str, str]]:
+    """A text with images in TGI's Markdown as parts."""
+    (first, *others), found = split_markdown(text, only_data=True)
+    parts = [{"type": "text", "text": first}] if first else []
+    for address, piece in zip(found, others, strict=True):
+        addresses.append(address)
+        parts += [{"type": "image"}, {"type": "text", "text": piece}] if piece else [{"type": "image"}]
+    return parts
+
+
+def _illustrated(message: dict[str, Any]) -> bool:
+    return isinstance(message["content"], list) and {"type": "image"} in message["content"]
+
+
+def _address(part: wire.ImagePart, place: int) -> str:
+    """Where an image is; some clients send the address itself in place of an object with it."""
+    given = part.image_url
+    found = given.get("url") if isinstance(given, dict) else given
+    if not isinstance(found, str):
+        raise invalid(f"messages[{place}].content: `image_url` must have a `url`", "messages")
+    return found
 
 
 def _arguments(call: wire.ToolCall) -> Any:

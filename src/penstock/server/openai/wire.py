@@ -67,13 +67,13 @@ class RefusalPart(msgspec.Struct, tag_field="type", tag="refusal"):
 
 
 class ImagePart(msgspec.Struct, tag_field="type", tag="image_url"):
-    """Known so that it can be refused, like those below."""
+    """A picture, at a data URL or an address."""
 
     image_url: Any = None
 
 
 class AudioPart(msgspec.Struct, tag_field="type", tag="input_audio"):
-    """Sound."""
+    """Sound; known so that it can be refused, like those below."""
 
     input_audio: Any = None
 
@@ -91,6 +91,12 @@ class FilePart(msgspec.Struct, tag_field="type", tag="file"):
 
 
 Part = TextPart | RefusalPart | ImagePart | AudioPart | VideoPart | FilePart
+
+
+def plain(parts: list[Part]) -> str | list[Part]:
+    """Parts as a message's content: one string where all of them are text."""
+    texts = [part.text for part in parts if isinstance(part, TextPart)]
+    return "".join(texts) if len(texts) == len(parts) else parts
 
 
 class FunctionCall(msgspec.Struct):
