@@ -5,8 +5,8 @@
 needs PyTorch with CUDA or ROCm, Triton, NumPy, msgspec, tokenizers and safetensors, and no network; the comparison also
 needs transformers. Models are shapes with random weights, but for the bundled demo model. Each section is a process of
 its own with a time limit, so that a crash loses that section alone; its figures are printed as they come, and the JSON
-is written after each. `--device cpu --tiny` runs the same code on a processor with toy shapes: it tries the script and
-measures nothing.
+is written after each. What a machine lacks can be wheels on PYTHONPATH, msgspec for one. `--device cpu --tiny` runs the
+same code on a processor with toy shapes: it tries the script and measures nothing.
 """
 
 from __future__ import annotations

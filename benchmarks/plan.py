@@ -31,8 +31,9 @@ BASE = {
 
 
 def llama(hidden: int, wide: int, layers: int, heads: int, kv_heads: int, vocab: int, **more: Any) -> dict[str, Any]:
-    names = "hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads vocab_size".split()
-    return {**BASE, **dict(zip(names, (hidden, wide, layers, heads, kv_heads, vocab), strict=True)), **more}
+    heads_of = {"num_attention_heads": heads, "num_key_value_heads": kv_heads}
+    sizes = {"hidden_size": hidden, "intermediate_size": wide, "num_hidden_layers": layers, "vocab_size": vocab}
+    return {**BASE, **sizes, **heads_of, **more}
 
 
 SHAPES = {

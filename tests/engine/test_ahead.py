@@ -13,8 +13,8 @@ import torch
 from penstock.engine.ahead import AheadLoop
 from penstock.engine.config import EngineConfig
 from penstock.engine.graphs import DecodeGraphs, _Graph
-from penstock.engine.load import load_model
 from penstock.engine.loop import EngineLoop
+from penstock.engine.open import open_model
 from penstock.engine.request import Embed, EngineRequest, Grammar, Sampling
 from penstock.text.grammar import GrammarSpec, source_of
 from tests.adapters import save_adapter
@@ -24,7 +24,7 @@ from tests.engine.driver import Generated, generate
 
 def load(kind: type[EngineLoop], folder: Path, **options: Any) -> EngineLoop:
     config = EngineConfig(str(folder), dtype="float32", **options)
-    return kind(load_model(config, lambda stage: None), config)
+    return kind(open_model(config, lambda stage: None), config)
 
 
 def a_request(number: int, rng: random.Random) -> EngineRequest:

@@ -64,6 +64,23 @@ def test_one_snapshot_only_data_then_no_network(hub: FakeHub, tmp_path: Path) ->
     assert hub.requests == []
 
 
+def test_code_comes_with_a_pinned_commit_that_is_trusted(hub: FakeHub, tmp_path: Path) -> None:
+    """Also where the rest is there already; a branch's code is never fetched."""
+    hub.repos["org/good"]["config.json"] = b'{"auto_map": {"AutoModelForCausalLM": "modeling.M"}}'
+    program = RESOLVE.replace("*sys.argv[1:]", "*sys.argv[1:], code=True")
+    env = environment(tmp_path, HF_ENDPOINT=hub.url)
+    for name, code in (("org/good", False), ("org/good@main", False), (f"org/good@{COMMIT}", True)):
+        done = subprocess.run(
+            [sys.executable, "-c", program, name], env=env, capture_output=True, timeout=60, check=True
+        )
+        path = Path(done.stdout.decode().strip())
+        assert (path / "modeling.py").exists() == code
+    assert sorted(os.listdir(path)) == sorted([*GOOD, "modeling.py"])
+    hub.requests.clear()
+    subprocess.run([sys.executable, "-c", program, name], env=env, capture_output=True, timeout=60, check=True)
+    assert hub.requests == []
+
+
 def test_an_interrupted_download_is_completed(hub: FakeHub, tmp_path: Path) -> None:
     """A snapshot that lacks a shard is not used as it is, and a broken transfer goes on where it stopped."""
     hub.cut = {"model.safetensors": 60_000}

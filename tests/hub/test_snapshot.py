@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from penstock.errors import EnvironmentFault, ModelError, PenstockError, UsageError
 from penstock.hub.config import MAX_CONFIG, read_config
 from penstock.hub.fingerprint import fingerprint
+from penstock.hub.remote_code import own_code
 from penstock.hub.snapshot import resolve
 
 COMMIT = "ab" * 20
@@ -143,8 +145,6 @@ def test_files_that_are_no_models(tmp_path: Path, name: str, words: str) -> None
         (b'{"a":' + b"[" * 100_000, "nested too deep"),
         (b'{"a": Infinity}', "Infinity"),
         (b" " * (MAX_CONFIG + 1), "not believable"),
-        (b'{"auto_map": {"AutoModel": "modeling.Model"}}', "`auto_map`"),
-        (b'{"text_config": {"x": [{"auto_map": {"AutoModel": "m.M"}}]}}', "`text_config.x.0.auto_map`"),
     ],
 )
 def test_configurations_that_are_refused(tmp_path: Path, raw: bytes, words: str) -> None:
@@ -153,6 +153,30 @@ def test_configurations_that_are_refused(tmp_path: Path, raw: bytes, words: str)
         read_config(tmp_path)
     assert words in str(caught.value)
     assert "config.json" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "place"),
+    [
+        ({"auto_map": {"AutoModel": "modeling.Model"}}, "auto_map"),
+        ({"text_config": {"x": [{"auto_map": {"AutoModel": "m.M"}}]}}, "text_config.x.0.auto_map"),
+        ({"auto_map": {}, "a": [{}]}, None),
+    ],
+)
+def test_code_that_a_configuration_names(config: dict[str, Any], place: str | None) -> None:
+    assert own_code(config) == place
+
+
+def test_what_a_user_trusts(cache: Path, tiny_llama: Path) -> None:
+    """A folder, and a full commit of the hub; never a branch, and nothing unasked."""
+    fill(cache, "org/name", "config.json", "model.safetensors")
+    assert resolve(str(tiny_llama), code=True).trusted
+    assert resolve(f"org/name@{COMMIT}", code=True).trusted
+    for typed in ("org/name", "org/name@main"):
+        assert not resolve(typed, code=True).trusted
+    assert not resolve(str(tiny_llama)).trusted
+    assert not resolve(f"org/name@{COMMIT}").trusted
+    assert not resolve("demo", code=True).trusted
 
 
 def test_a_configuration_linked_from_elsewhere(tmp_path: Path) -> None:

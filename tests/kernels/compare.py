@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from penstock.kernels import native, products, sampling
-from penstock.kernels.attention import RunGroup, _attend, _Rule, alibi_table
+from penstock.kernels.attention import Rule, RunGroup, alibi_table, attend_gathered
 from penstock.kernels.mask import Mask
 from penstock.kernels.norms import ACTIVATIONS
 from penstock.kernels.rotary import rotate
@@ -37,10 +37,10 @@ def attention(rng: random.Random, dtype: torch.dtype) -> None:
     softcap, chunk = rng.choice([None, None, 3.0]), rng.choice([None, None, 7, 64])
     alibi = rng.choice([None, None, alibi_table(q.shape[1], max(contexts))])
     native.attend(q, got, k, v, blocks.contiguous(), torch.tensor(contexts), scale, window, softcap, chunk, alibi)
-    group, rule = RunGroup(0, length, contexts, blocks), _Rule(scale, window, softcap, chunk, alibi)
-    _attend(q.float(), exact := torch.empty(q.shape), k.float(), v.float(), group, rule)
+    group, rule = RunGroup(0, length, contexts, blocks), Rule(scale, window, softcap, chunk, alibi)
+    attend_gathered(q.float(), exact := torch.empty(q.shape), k.float(), v.float(), group, rule)
     group.masks.clear()
-    _attend(q, expected, k, v, group, rule)
+    attend_gathered(q, expected, k, v, group, rule)
     # against the exact result the kernel is no worse than the twin of the same type
     allowed = max(2 * float((expected.float() - exact).abs().max()), 5e-6 if alibi is None else 3e-5)
     error = float((got.float() - exact).abs().max())

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
 
 from penstock.errors import ModelError
+from penstock.plan.odd_shapes import ENCODER_DECODERS
 from penstock.plan.shapes import shape_of
 
 SMALL: dict[str, Any] = {"vocab_size": 1000, "hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 6}
@@ -100,6 +101,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "model_type": "t5", "vocab_size": 1000, "d_model": 96, "d_kv": 32, "d_ff": 200, "num_layers": 3,
         "num_decoder_layers": 4, "num_heads": 6, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False,
     },
+    "mt5": {"model_type": "mt5", "vocab_size": 1000, "d_model": 96, "d_kv": 16, "d_ff": 200, "num_layers": 3,
+            "num_heads": 6},
+    "umt5": {"model_type": "umt5", "vocab_size": 1000, "d_model": 96, "d_kv": 16, "d_ff": 200, "num_layers": 3,
+             "num_heads": 6},
     "llava": {
         "model_type": "llava",
         "text_config": {"model_type": "llama", **GQA},
@@ -114,7 +119,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
 def build(config: dict[str, Any]) -> tuple[int, dict[str, Any]]:
     """Parameters that transformers counts (a tied one once), and the config.json that it would write."""
     parsed = AutoConfig.for_model(**config)
-    kinds = {"t5": AutoModelForSeq2SeqLM, "llava": AutoModelForImageTextToText}
+    pairs = dict.fromkeys(ENCODER_DECODERS, AutoModelForSeq2SeqLM)
+    kinds = {**pairs, "llava": AutoModelForImageTextToText}
     with torch.device("meta"):
         model = kinds.get(config["model_type"], AutoModelForCausalLM).from_config(parsed)
     return sum(p.numel() for p in model.parameters()), parsed.to_diff_dict()

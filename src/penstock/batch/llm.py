@@ -74,7 +74,8 @@ class LLM:
     none, int8 or int4, on a GPU also fp8. The limits are in tokens and sequences; None derives them from the model and
     the memory. device: auto, cpu, cuda or cuda:I; cuda_memory_fraction: the share of the whole GPU that may be taken.
     adapters: LoRA adapters by name, each a folder or ORG/NAME[@REVISION]; a call takes one with `adapter="name"`.
-    progress: show a bar while several prompts run; None shows it on a terminal and in a notebook.
+    trust_remote_code: the model's own Python code may run where it needs it, of a folder or of a full commit. progress:
+    show a bar while several prompts run; None shows it on a terminal and in a notebook.
 
     Use it as a context manager, or call `close`: both give the memory back. Not thread-safe. Raises PenstockError where
     the model cannot be found, loaded or fitted into memory.
@@ -98,10 +99,11 @@ class LLM:
         device: str = "auto",
         cuda_memory_fraction: float = 0.9,
         kv_cache_dtype: str | None = None,
+        trust_remote_code: bool = False,
         adapters: Mapping[str, str | os.PathLike[str]] | None = None,
         progress: bool | None = None,
     ) -> None:
-        snapshot = resolve(os.fspath(model), revision, offline=offline)
+        snapshot = resolve(os.fspath(model), revision, offline=offline, code=trust_remote_code)
         self.name, self.path = snapshot.name, Path(snapshot.path)
         self.tokenizer: Tokenizer | None = load_tokenizer(self.path)
         self._config = EngineConfig(
@@ -119,6 +121,7 @@ class LLM:
             device=device,
             cuda_memory_fraction=cuda_memory_fraction,
             kv_cache_dtype=kv_cache_dtype,
+            trust_remote_code=snapshot.trusted,
             adapters={
                 name: str(resolve_adapter(os.fspath(source), offline=offline))
                 for name, source in (adapters or {}).items()

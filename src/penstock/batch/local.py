@@ -58,6 +58,7 @@ class _Answer:
     task: _Task
     sample: int
     request: EngineRequest
+    continued: list[int]  # the tokens that its text follows
     stops: TextStream | None  # looks for stop strings; without them, the text is made at the end, at once
     followers: list[_Answer] = field(default_factory=list)  # may start when this one's prompt is computed
     token_ids: list[int] = field(default_factory=list)
@@ -72,7 +73,7 @@ class _Answer:
             return self.stops.text
         if tokenizer is None:
             return None
-        continues = any(i not in tokenizer.special_ids for i in reversed(self.request.prompt_ids))
+        continues = any(i not in tokenizer.special_ids for i in reversed(self.continued))
         return tokenizer.decode(self.token_ids, continues=continues)
 
 
@@ -226,8 +227,9 @@ class _Batch:
         for sample in range(len(task.samples)):
             sampling = msgspec.structs.replace(first.sampling, seed=seed_of(row, self._run, row.name, sample))
             request = msgspec.structs.replace(first, id=next(self._numbers), sampling=sampling)
-            stream = TextStream(tokenizer, prompt.ids, stops) if tokenizer is not None and stops else None
-            task.answers.append(_Answer(task, sample, request, stream))
+            continued = self._engine.limits.continued(prompt.ids)
+            stream = TextStream(tokenizer, continued, stops) if tokenizer is not None and stops else None
+            task.answers.append(_Answer(task, sample, request, continued, stream))
         return task
 
     def _wait(self, answer: _Answer, leader: _Answer | None) -> None:

@@ -73,7 +73,7 @@ def static(model: str, **options: Any) -> int:
     from penstock.devices.probe import measure
     from penstock.devices.threads import usable_cores
 
-    snapshot = find_model(model, options["revision"], options["offline"])
+    snapshot = find_model(model, options["revision"], options["offline"], options["trust_remote_code"])
     workload = _workload(options)
     rows = max(workload.batch_sizes)
     length = workload.sequence_length + workload.decode_length

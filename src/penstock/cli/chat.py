@@ -166,7 +166,7 @@ def _local(model: str, options: dict[str, Any]) -> Partner:
     from penstock.text.tokenizer import load_tokenizer
 
     own = None if options["chat_template"] is None else read_template_file(Path(options["chat_template"]))
-    snapshot = find_model(model, options["revision"], options["offline"])
+    snapshot = find_model(model, options["revision"], options["offline"], options["trust_remote_code"])
     options["adapters"] = adapters_of([options["adapter"]] if options["adapter"] else [], options["offline"])
     tokenizer = load_tokenizer(snapshot.path)
     engine = start_engine(snapshot, options, quiet=not sys.stderr.isatty())

@@ -73,7 +73,7 @@ class LocalChat:
             adapter=self._asked["adapter"],
         )
         request = parameters.request(next(self._numbers), ids, seed)
-        text = TextStream(self._tokenizer, ids)
+        text = TextStream(self._tokenizer, limits.continued(ids))
         self._engine.add(request)
         finish.prompt_tokens = len(ids)
         try:

@@ -114,7 +114,7 @@ def _embed(model: str, output: Path, options: dict[str, Any]) -> Summary:
     from penstock.batch.states import StateStore
 
     check_format(output)
-    snapshot = find_model(model, options["revision"], options["offline"])
+    snapshot = find_model(model, options["revision"], options["offline"], options["trust_remote_code"])
     layers = _layers(options["layers"], snapshot.path)
     pooled = options["pool"] != "none"
     with contextlib.closing(RowFile(input_path(options["source"]), options["input_format"])) as rows:
@@ -147,7 +147,12 @@ def _layers(asked: str, folder: Path) -> tuple[int, ...]:
 
     raw = read_config(folder)
     count = next(
-        (raw[key] for key in ("num_hidden_layers", "n_layer", "num_layers") if isinstance(raw.get(key), int)), 0
+        (
+            raw[key]
+            for key in ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+            if isinstance(raw.get(key), int)
+        ),
+        0,
     )
     if count < 1:
         raise ModelError(f"The config.json in {folder} does not say how many layers the model has.")

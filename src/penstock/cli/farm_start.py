@@ -159,7 +159,7 @@ def _prepare(source: str, output: str, options: dict[str, Any]) -> Spool:
     )
     order = Order(
         model=options["model"],
-        find=lambda name: find_model(name, options["revision"], options["offline"]),
+        find=lambda name: find_model(name, options["revision"], options["offline"], options["trust_remote_code"]),
         parameters=parameters_of(options),
         profiles={"": common, **parse_profiles(options["profiles"])},
         shard_rows=options["shard_rows"],

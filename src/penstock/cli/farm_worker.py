@@ -95,7 +95,7 @@ def _load(manifest: Manifest, model: ModelCopy, profile: Profile) -> Generate:
     from penstock.text.tokenizer import load_tokenizer
 
     path = Path(model.path)
-    engine = start_engine(Snapshot(path, model.name, None), profile.engine_options())
+    engine = start_engine(Snapshot(path, model.name, None, model.trusted), profile.engine_options())
     prompter = Prompter(load_tokenizer(path))
     window = manifest.shard_rows * max(1, manifest.parameters.n or 1)
 

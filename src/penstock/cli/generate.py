@@ -93,7 +93,7 @@ def run(model: str, source: Path | None, output: Path | None, options: dict[str,
     if len(options["adapters"]) == 1:
         (options["adapter"],) = options["adapters"]
     parameters, shape = parameters_of(options), shape_of(options)
-    snapshot = find_model(model, options["revision"], options["offline"])
+    snapshot = find_model(model, options["revision"], options["offline"], options["trust_remote_code"])
     with contextlib.closing(RowFile(source, options["input_format"], shape)) as rows:
         if rows.kind == "openai":
             from penstock.cli.generate_openai import run_lines

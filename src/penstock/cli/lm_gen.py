@@ -48,7 +48,7 @@ def lm_gen(
     from penstock.cli.progress import RowProgress
     from penstock.text.tokenizer import load_tokenizer
 
-    snapshot = find_model(model, options["revision"], options["offline"])
+    snapshot = find_model(model, options["revision"], options["offline"], options["trust_remote_code"])
     with contextlib.closing(RowFile(input_path(source), "txt")) as rows:
         total = rows.check().rows
         tokenizer = load_tokenizer(snapshot.path)

@@ -132,7 +132,15 @@ source_options = stack(
     click.option("--offline", is_flag=True, help="Never ask the hub; use what is on this machine."),
 )
 
+code_option = click.option(
+    "--trust-remote-code",
+    is_flag=True,
+    help="Run the model's own Python code where it needs it: of a folder, or of a commit given by --revision.",
+)
+
 engine_options = stack(
+    code_option,
+    click.option("--offload-folder", metavar="DIR", help="For weights that fit no memory.  [default: in the cache]"),
     click.option("--dtype", type=click.Choice(DTYPES), default="auto", show_default=True, help="Of weights and KV."),
     click.option(
         "--quantize",
@@ -204,11 +212,11 @@ sampling_options = stack(
 )
 
 
-def find_model(model: str, revision: str | None, offline: bool) -> Snapshot:
-    """The snapshot that the MODEL argument and the source options name."""
+def find_model(model: str, revision: str | None, offline: bool, code: bool = False) -> Snapshot:
+    """The snapshot that the MODEL argument and the source options name. code: with its own Python code."""
     from penstock.hub.snapshot import resolve
 
-    return resolve(model, revision, offline=True if offline else None)
+    return resolve(model, revision, offline=True if offline else None, code=code)
 
 
 def weight_format(name: str) -> str:
@@ -228,7 +236,8 @@ def engine_config(snapshot: Snapshot, options: dict[str, Any]) -> EngineConfig:
 
     fields = {name: options[name] for name in EngineConfig.__struct_fields__ if options.get(name) is not None}
     fields["quantize"] = weight_format(options.get("quantize", "none"))
-    return EngineConfig(**{**fields, "model_path": str(snapshot.path), "model_name": snapshot.name})
+    fields |= {"model_path": str(snapshot.path), "model_name": snapshot.name, "trust_remote_code": snapshot.trusted}
+    return EngineConfig(**fields)
 
 
 def adapters_of(given: Iterable[str], offline: bool) -> dict[str, str]:

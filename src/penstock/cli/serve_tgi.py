@@ -42,7 +42,6 @@ _WITHOUT_EFFECT = {
     "speculate": "there is no speculation yet; the answers are the same without",
     "num_shard": "one process runs the model, on all of its memory",
     "sharded": "one process runs the model, on all of its memory",
-    "trust_remote_code": "Penstock never runs code from a model's repository",
     "waiting_served_ratio": "prefill and decoding share every step",
     "max_waiting_tokens": "prefill and decoding share every step",
     "prometheus_port": "GET /metrics is on the server's own port",
@@ -61,7 +60,7 @@ def _hidden(flag: str, **settings: Any) -> Any:
     return click.option(flag, hidden=True, **settings)
 
 
-_FLAGS = ("ngrok", "trust_remote_code", "disable_custom_kernels")
+_FLAGS = ("ngrok", "disable_custom_kernels")
 _TYPES: dict[str, Any] = {
     "usage_stats": click.Choice(["on", "off", "no-stack"]),
     "num_shard": click.IntRange(1),

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from penstock.engine.config import EngineConfig
-from penstock.errors import InvalidRequest, ResourceError, UsageError
+from penstock.errors import InvalidRequest, ModelError, ResourceError, UsageError
 from penstock.models.adapter_file import AdapterFile
 from penstock.models.config import DecoderConfig, WeightMap
 from penstock.models.lora import Adapter
@@ -30,13 +30,14 @@ class LoadedAdapter:
 class Adapters:
     """Adapters by name. A sequence holds its own, so one that is forgotten here lives until its last sequence ends.
 
-    Of a model in `decoder`, `names` and `dtype`. room: bytes for all of them. device: where they lie.
+    Of a model in `decoder` (None: it takes no adapters), `names` and `dtype`. room: bytes for all of them. device:
+    where they lie.
     """
 
     def __init__(
         self,
         config: EngineConfig,
-        decoder: DecoderConfig,
+        decoder: DecoderConfig | None,
         names: WeightMap,
         dtype: torch.dtype,
         room: int,
@@ -95,7 +96,7 @@ class Adapters:
         return sum(adapter.nbytes for adapter in self._alive)
 
 
-def read_given(config: EngineConfig, decoder: DecoderConfig, names: WeightMap) -> dict[str, AdapterFile]:
+def read_given(config: EngineConfig, decoder: DecoderConfig | None, names: WeightMap) -> dict[str, AdapterFile]:
     """The adapters that the engine starts with, checked but for their numbers. Raises PenstockError."""
     if config.max_adapters < 1 or config.max_adapter_rank < 1:
         raise UsageError("--max-adapters and --max-adapter-rank must be at least 1")
@@ -115,7 +116,11 @@ def planned_bytes(config: EngineConfig, given: Mapping[str, AdapterFile], dtype:
     return most
 
 
-def _read(folder: Path, config: EngineConfig, decoder: DecoderConfig, names: WeightMap) -> AdapterFile:
+def _read(folder: Path, config: EngineConfig, decoder: DecoderConfig | None, names: WeightMap) -> AdapterFile:
+    if decoder is None:
+        raise ModelError(
+            "This model takes no adapters.", "Those are for decoder-only families that Penstock describes."
+        )
     file = AdapterFile.read(folder, decoder, names)
     if file.rank > config.max_adapter_rank:
         raise ResourceError(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from penstock.engine.runner import Flight, Runner
 from penstock.engine.sampler import draws_simply
 from penstock.engine.scheduler import Run
 from penstock.engine.sequence import Sequence
+from penstock.models.decoder import Decoder
 from penstock.plan.work import Work
 
 _NOTHING = float("-inf")
@@ -48,7 +50,7 @@ class AheadLoop(EngineLoop):
         super().__init__(model, config)
         limits = model.limits
         self._runner = Runner(
-            model.decoder,
+            cast(Decoder, model.decoder),
             model.cache,
             limits.max_batch_size,
             limits.max_total_tokens,
@@ -101,7 +103,9 @@ class AheadLoop(EngineLoop):
         since = time.perf_counter()
         near = {run.sequence for run in runs if run.reaches_end and self._chooses_there(run.sequence)}
         flight = self._runner.launch(runs, near, self._scheduler.running)
-        work = self.cost.step([(run.length, run.sequence.computed) for run in runs], len(flight.near) + len(flight.far))
+        work = self.cost.step(
+            [(run.length, run.sequence.computed, 0) for run in runs], len(flight.near) + len(flight.far)
+        )
         for run in runs:
             s = run.sequence
             self.stats.prompt_tokens += max(0, min(run.length, s.prompt_length - s.computed))

@@ -12,7 +12,8 @@ class EngineConfig(msgspec.Struct, frozen=True, omit_defaults=True):
 
     model_path: a verified snapshot folder. dtype: auto, float32, bfloat16 or float16. Token counts are tokens, memory
     is bytes. max_batch_prefill_tokens is the budget of one step (the chunk size of prefill), max_batch_total_tokens
-    the number of KV slots, max_batch_size the number of sequences that run together.
+    the number of KV slots, max_batch_size the number of sequences that run together. trust_remote_code: Python code in
+    the model's folder may run. offload_folder: where weights lie that fit no memory and must be written anew.
 
     device: auto, cpu, cuda or cuda:I. What begins with cuda_ and kv_cache_dtype are for GPUs alone. cuda_graphs: batch
     sizes whose steps of decoding are captured; empty for none.
@@ -42,6 +43,8 @@ class EngineConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     rope_factor: float | None = None
     watermark_gamma: float = 0.5
     watermark_delta: float = 2.0
+    trust_remote_code: bool = False
+    offload_folder: str | None = None
     adapters: dict[str, str] = {}  # LoRA adapters by name: their folders
     max_adapters: int = 64
     max_adapter_rank: int = 256

@@ -12,11 +12,12 @@ import torch
 from penstock.devices import cuda
 from penstock.engine.adapters import Adapters, planned_bytes, read_given
 from penstock.engine.ahead import AheadLoop
+from penstock.engine.checkpoint import Checkpoint
 from penstock.engine.config import EngineConfig
 from penstock.engine.graphs import usable_sizes
-from penstock.engine.load import Checkpoint, Clock, LoadedModel, check_options, make_limits, read_checkpoint
+from penstock.engine.load import Clock, LoadedModel
 from penstock.engine.request import EngineRequest, EngineStats, Limits, Sampling, Stage
-from penstock.errors import ModelError, ResourceError, UsageError
+from penstock.errors import ModelError, ResourceError
 from penstock.models.decoder import Decoder
 from penstock.plan.memory import GIB, CardMemory, human, plan_card
 
@@ -35,8 +36,8 @@ def load_on_gpu(config: EngineConfig, device: torch.device, on_stage: Callable[[
     name = cuda.describe(device)
     free, total = cuda.free_and_total(device)
     clock.done("device", f"{name}, {human(free)} free")
-    checkpoint = read_checkpoint(config, device, clock)
-    rows, budget = check_options(config, checkpoint.decoder, _STEP_TOKENS)
+    checkpoint = Checkpoint.read(config, device, clock)
+    rows, budget = checkpoint.batch(config, _STEP_TOKENS)
     given = read_given(config, checkpoint.decoder, checkpoint.names)
     adapter_bytes = planned_bytes(config, given, checkpoint.dtype)
     usable = min(free, int(total * config.cuda_memory_fraction))
@@ -77,7 +78,7 @@ def load_on_gpu(config: EngineConfig, device: torch.device, on_stage: Callable[[
         config.max_batch_total_tokens,
     )
     tokens = plan.num_blocks * plan.block_size
-    limits = msgspec.structs.replace(_limits(config, checkpoint, rows, budget, tokens), device=str(device))
+    limits = checkpoint.limits(config, rows, budget, tokens, device)
     loop = _loop(config, checkpoint, decoder, limits, kv_dtype, adapters)
     clock.done(
         "KV memory",
@@ -88,19 +89,6 @@ def load_on_gpu(config: EngineConfig, device: torch.device, on_stage: Callable[[
     run_largest(loop)
     on_stage(Stage("warm", f"a step of {budget} tokens, and {rows} sequences at once", time.perf_counter() - since))
     return loop
-
-
-def _limits(config: EngineConfig, checkpoint: Checkpoint, rows: int, budget: int, tokens: int) -> Limits:
-    """What may be asked for with so many tokens of KV memory."""
-    longest = min(config.max_total_tokens or checkpoint.decoder.max_positions, tokens)
-    if longest < max(2, config.max_total_tokens or 0, (config.max_input_tokens or 0) + 1):
-        raise UsageError(
-            f"the KV cache holds {tokens} tokens, less than one sequence of --max-total-tokens",
-            hint="lower that, or give the cache more: --kv-cache-gib, --cuda-memory-fraction, --kv-cache-dtype",
-        )
-    size = checkpoint.form.weight_bytes or checkpoint.dtype.itemsize
-    blocks = tokens // config.block_size
-    return make_limits(config, checkpoint.decoder, checkpoint.dtype, size, rows, budget, longest, blocks)
 
 
 def _loop(
@@ -132,7 +120,9 @@ def _measure(
     small = msgspec.structs.replace(
         config, cuda_graphs=(), prefix_caching=False, max_total_tokens=None, max_input_tokens=None
     )
-    loop = _loop(small, checkpoint, decoder, _limits(small, checkpoint, rows, budget, tokens), kv_dtype, adapters)
+    loop = _loop(
+        small, checkpoint, decoder, checkpoint.limits(small, rows, budget, tokens, decoder.device), kv_dtype, adapters
+    )
     largest = cuda.peak_bytes(partial(run_largest, loop))
     decoding = cuda.peak_bytes(partial(run_largest, loop, prompt=1))
     del loop

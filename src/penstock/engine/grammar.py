@@ -178,9 +178,9 @@ class Lanes:
 class Grammars:
     """Makes cursors. Nothing is loaded before the first grammar comes."""
 
-    def __init__(self, folder: Path, width: int, eos_ids: Sequence[int]) -> None:
-        """folder: of the model, for its tokenizer. width: of its output."""
-        self._arguments = (folder, width, eos_ids)
+    def __init__(self, folder: Path, width: int, eos_ids: Sequence[int], fresh: bool = False) -> None:
+        """folder: of the model, for its tokenizer. width: of its output. fresh: see Vocabulary."""
+        self._arguments = (folder, width, eos_ids, fresh)
         self._vocabulary: Vocabulary | None = None
         self._lanes: Lanes | None = None
         self._lock = threading.Lock()

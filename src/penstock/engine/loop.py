@@ -13,13 +13,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from penstock.devices.cuda import choose_device
 from penstock.engine import sampler
 from penstock.engine.block_pool import BlockPool
 from penstock.engine.config import EngineConfig
+from penstock.engine.encoded_step import build_encoded_step
 from penstock.engine.grammar import Cursor, Grammars
 from penstock.engine.held import HeldRows
-from penstock.engine.load import LoadedModel, load_model
+from penstock.engine.load import LoadedModel
+from penstock.engine.open import device_of, open_model
 from penstock.engine.prompt import Watch, is_broken, read_prompts, report
 from penstock.engine.request import (
     EngineRequest,
@@ -52,6 +53,9 @@ class EngineLoop:
 
     def __init__(self, model: LoadedModel, config: EngineConfig) -> None:
         self.limits = model.limits
+        start_id = model.limits.start_id
+        self._start = None if start_id is None else (start_id, model.limits.block_size)
+        self._prefix_caching = config.prefix_caching and start_id is None  # an encoder's states are of a whole prompt
         self._decoder, self._cache, self.cost = model.decoder, model.cache, model.cost
         self.adapters = model.adapters
         self._pool = BlockPool(model.limits.num_blocks, model.limits.block_size)
@@ -59,16 +63,17 @@ class EngineLoop:
             self._pool,
             model.limits.max_batch_prefill_tokens,
             model.limits.max_batch_size,
-            config.prefix_caching,
+            self._prefix_caching,
         )
-        self._prefix_caching = config.prefix_caching
         self._watermark = Watermark(config.watermark_gamma, config.watermark_delta)
         self._sequences: dict[int, Sequence] = {}
         self._numbers = itertools.count()
         self._nonce = secrets.token_bytes(32)
-        self._span_rope = model.decoder.config.span_rope
+        self._span_rope = model.decoder.span_rope
         self._eos = frozenset(model.limits.eos_ids)
-        self._grammars = Grammars(Path(config.model_path), model.limits.vocab_size, model.limits.eos_ids)
+        self._grammars = Grammars(
+            Path(config.model_path), model.limits.vocab_size, model.limits.eos_ids, fresh=start_id is not None
+        )
         self._beginning: dict[Sequence, Future[Cursor]] = {}  # sequences whose grammar is being made
         self._held = HeldRows()
         self._failures = 0
@@ -77,12 +82,12 @@ class EngineLoop:
     @classmethod
     def load(cls, config: EngineConfig, on_stage: Callable[[Stage], None] = lambda stage: None) -> EngineLoop:
         """Load a model onto its device and run one token through it. Raises PenstockError."""
-        device = choose_device(config.device)
+        device = device_of(config)
         if device.type != "cpu":
             from penstock.engine.gpu import load_on_gpu
 
             return load_on_gpu(config, device, on_stage)
-        loop = cls(load_model(config, on_stage), config)
+        loop = cls(open_model(config, on_stage), config)
         since = time.perf_counter()
         loop.warm()
         on_stage(Stage("warm", "one token", time.perf_counter() - since))
@@ -112,7 +117,9 @@ class EngineLoop:
             raise InvalidRequest(f"a request with id {request.id} is already running")
         validate(request, self.limits)
         adapter = None if request.adapter is None else self.adapters.find(request.adapter)
-        sequence = Sequence.of(request, next(self._numbers), self._nonce, self._span_rope, self._eos, adapter)
+        sequence = Sequence.of(
+            request, next(self._numbers), self._nonce, self._span_rope, self._eos, self._start, adapter
+        )
         if request.embed is not None:
             sequence.states = PromptStates(request.embed, self.limits.num_layers)
         self._sequences[request.id] = sequence
@@ -188,9 +195,12 @@ class EngineLoop:
         logits: Tensor | None = None
         outputs: list[SequenceOutput] = []
         if runs:
-            step = build_step(runs, self._pool.block_size, self._span_rope is not None)
+            if self._start is None:
+                step = build_step(runs, self._pool.block_size, self._span_rope is not None)
+            else:
+                step = build_encoded_step(runs, self._pool.block_size)
             watch = Watch(step)
-            hidden = self._decoder.forward(step.inputs, self._cache, watch)
+            hidden = self._decoder.forward(step.inputs, self._cache, watch if watch else None)
             self.stats.forward_seconds = time.perf_counter() - since
             parts = read_prompts(step, hidden, self._decoder, watch)
             if step.ending:
@@ -211,7 +221,7 @@ class EngineLoop:
     def _count(self, runs: list[Run], scored: int, seconds: float) -> None:
         """The runs are computed, in so many seconds: their tokens count, their full blocks may be shared."""
         self.stats.model_seconds = seconds
-        work = self.cost.step([(run.length, run.sequence.computed) for run in runs], scored)
+        work = self.cost.step([(run.length, run.sequence.computed, run.sequence.encoded) for run in runs], scored)
         self.stats.totals.count(work, seconds, prompts=self.stats.step_prompts > 0)
         for run in runs:
             self.stats.prompt_tokens += max(0, min(run.length, run.sequence.prompt_length - run.sequence.computed))

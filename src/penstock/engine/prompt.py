@@ -13,12 +13,11 @@ from penstock.engine.load import HEAD_ROWS
 from penstock.engine.request import SequenceOutput
 from penstock.engine.sequence import Sequence
 from penstock.engine.step import Step
-from penstock.models.decoder import Decoder
+from penstock.models.model import Model
 
 
 class Watch:
-    """Keeps what goes into the layers whose states the runs of a step ask for. The last layer's output is the step's
-    own result, so it is not among them."""
+    """Keeps the hidden states that the runs of a step ask for. False where they ask for none."""
 
     def __init__(self, step: Step) -> None:
         asked = [run.sequence.states.layers for run in step.runs if run.sequence.states and run.sequence.reads_prompt]
@@ -29,33 +28,36 @@ class Watch:
         if layer in self._layers:
             self._kept[layer] = x.clone()  # the decoder may add to it in place
 
-    def rows(self, layer: int, rows: slice, hidden: Tensor, decoder: Decoder) -> Tensor:
-        """The states of one layer, [n, hidden]; `hidden` is the step's result."""
-        return self._kept[layer][rows] if layer in self._kept else decoder.normed(hidden[rows])
+    def __bool__(self) -> bool:
+        return bool(self._layers)
+
+    def rows(self, layer: int, rows: slice) -> Tensor:
+        """The states of one layer, [n, hidden]."""
+        return self._kept[layer][rows]
 
 
-def read_prompts(step: Step, hidden: Tensor, decoder: Decoder, watch: Watch) -> list[SequenceOutput]:
+def read_prompts(step: Step, hidden: Tensor, model: Model, watch: Watch) -> list[SequenceOutput]:
     """Take from one step's hidden states what the requests of its runs ask of their prompts.
 
-    hidden: [T, hidden], a row for each token of the step, where any run reads its prompt. Each position is read once,
-    also when a preempted sequence computes it again. Returns the states of prompts that go on, where they are wanted
-    token by token.
+    hidden: [T, hidden], a row for each token of the step, where any run reads its prompt; of an encoder's states, only
+    `watch` knows. Each position is read once, also when a preempted sequence computes it again. Returns the states of
+    prompts that go on, where they are wanted token by token.
     """
     outputs = []
-    for run, last in zip(step.runs, step.last_rows, strict=True):
+    for run, row in zip(step.runs, step.first_rows, strict=True):
         sequence = run.sequence
         if not sequence.reads_prompt:
             continue
-        first = last - run.length + 1 - sequence.computed  # the row of the prompt's position 0
+        first = row - sequence.computed  # the row of the prompt's position 0
         stop = min(sequence.computed + run.length, sequence.prompt_length)
-        if sequence.request.prompt_logprobs:
-            _score(sequence, hidden, first, stop, decoder)
+        if sequence.request.prompt_logprobs and not sequence.encoded:
+            _score(sequence, hidden, first, stop, model)
         states = sequence.states
         if states is None:
             continue
         for a in range(max(sequence.computed, states.count), stop, HEAD_ROWS):
             rows = slice(first + a, first + min(a + HEAD_ROWS, stop))
-            states.add(torch.stack([watch.rows(layer, rows, hidden, decoder) for layer in states.layers]))
+            states.add(torch.stack([watch.rows(layer, rows) for layer in states.layers]))
         if states.pooling == "none" and stop < sequence.prompt_length:
             outputs.append(SequenceOutput(sequence.id, embedding=states.take()))
     return outputs
@@ -76,7 +78,7 @@ def is_broken(output: SequenceOutput) -> bool:
     return any(math.isnan(number) for number in output.prompt_logprobs or [] if number is not None)
 
 
-def _score(sequence: Sequence, hidden: Tensor, first: int, stop: int, decoder: Decoder) -> None:
+def _score(sequence: Sequence, hidden: Tensor, first: int, stop: int, model: Model) -> None:
     """Log-probabilities of the tokens that follow the positions up to `stop`."""
     known, top, top_n = sequence.prompt_logprobs, sequence.prompt_top, sequence.request.prompt_top_n
     if not known:
@@ -86,7 +88,7 @@ def _score(sequence: Sequence, hidden: Tensor, first: int, stop: int, decoder: D
     stop = min(stop, sequence.prompt_length - 1)  # position i scores token i + 1
     for a in range(max(sequence.computed, len(known) - 1), stop, HEAD_ROWS):
         b = min(a + HEAD_ROWS, stop)
-        logits = decoder.logits(hidden[first + a : first + b])
+        logits = model.logits(hidden[first + a : first + b])
         targets = torch.tensor(sequence.ids[a + 1 : b + 1], device=logits.device)
         logprobs, best = sampler.prompt_logprobs(logits, targets, top_n)
         known += logprobs

@@ -263,6 +263,12 @@ class Limits(msgspec.Struct, frozen=True):
     hidden_size: int = 0  # numbers in each
     device: str = "cpu"  # as torch names it
     weight_size: float = 2.0  # bytes of one weight of a matrix as it is stored
+    start_id: int | None = None  # what the decoder begins with, where an encoder reads the prompt
+    hidden_states: bool = True  # they can be asked for
+
+    def continued(self, prompt_ids: list[int]) -> list[int]:
+        """The tokens that the text of an answer continues: none where an encoder reads the prompt."""
+        return prompt_ids if self.start_id is None else []
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
@@ -335,6 +341,8 @@ def _check_lengths(request: EngineRequest, limits: Limits) -> None:
     if request.prompt_top_n > 0 and not request.prompt_logprobs:
         raise InvalidRequest("`prompt_top_n` needs `prompt_logprobs`")
     if request.embed is not None:
+        if not limits.hidden_states:
+            raise InvalidRequest("this model runs through transformers and gives no hidden states")
         layers = request.embed.of(limits.num_layers)
         if not 0 < len(layers) <= limits.num_layers + 1 or not all(0 <= i <= limits.num_layers for i in layers):
             raise InvalidRequest(f"`layers` must be numbers of the model's hidden states, 0 to {limits.num_layers}")

@@ -92,9 +92,10 @@ class Runner:
             received = self.rows.receive(packed)
             inputs = self.rows.mixed(packed, received, alone, adapters)
             places = [lasts[i] for i in ends] if whole else list(range(len(ends)))
-            step = Step(runs, inputs, lasts, [runs[i] for i in ends], places, read)
+            firsts = [last + 1 - run.length for run, last in zip(runs, lasts, strict=True)]
+            step = Step(runs, inputs, firsts, [runs[i] for i in ends], places, read)
             watch = Watch(step)
-            hidden = self.decoder.forward(inputs, self.cache, watch)
+            hidden = self.decoder.forward(inputs, self.cache, watch if watch else None)
             parts = read_prompts(step, hidden, self.decoder, watch)
             if not ends:
                 return Flight(runs, read, [], [], None, None, parts, began, self._mark())

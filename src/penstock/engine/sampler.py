@@ -192,7 +192,7 @@ def _pick(scores: Tensor, sequences: list[Sequence]) -> Tensor:
 
 def _penalize(row: Tensor, sequence: Sequence, watermark: Watermark) -> None:
     """Bias, watermark and penalties, in place. row: [vocab]."""
-    sampling, ids = sequence.request.sampling, sequence.ids
+    sampling, ids = sequence.request.sampling, sequence.text_ids
     if sampling.logit_bias:
         row[list(sampling.logit_bias)] += torch.tensor(list(sampling.logit_bias.values()))
     if sampling.watermark:
@@ -208,7 +208,7 @@ def _penalize(row: Tensor, sequence: Sequence, watermark: Watermark) -> None:
             row[seen] = torch.where(values < 0, values * penalty, values / penalty)
         if sampling.frequency_penalty != 0.0:  # TGI's formula: relative to the length of the text
             row[seen] -= sampling.frequency_penalty * counts / len(ids)
-    generated = ids[sequence.prompt_length :]
+    generated = sequence.ids[sequence.given :]
     if generated and (sampling.count_penalty != 0.0 or sampling.presence_penalty != 0.0):  # OpenAI's formula
         seen, counts = torch.tensor(generated).unique(return_counts=True)
         row[seen] -= sampling.count_penalty * counts + sampling.presence_penalty

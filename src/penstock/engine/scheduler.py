@@ -30,9 +30,18 @@ class Run:
     length: int
 
     @property
+    def context(self) -> int:
+        """Tokens that are known to the cache when the run is computed."""
+        return self.sequence.computed + self.length
+
+    @property
+    def blocks(self) -> list[int]:
+        return self.sequence.blocks
+
+    @property
     def reaches_end(self) -> bool:
         """Whether the run ends at the last token there is, so that the next one can be chosen."""
-        return self.sequence.computed + self.length == len(self.sequence.ids) + self.sequence.ahead
+        return self.context == len(self.sequence.ids) + self.sequence.ahead
 
 
 class Scheduler:
@@ -119,6 +128,8 @@ class Scheduler:
             if self.prefix_caching and not sequence.request.reads_prompt:
                 sequence.take_prefix(self.pool)
             length = min(sequence.pending, budget)
+            if length < sequence.encoded - sequence.computed:  # an encoder reads its text whole
+                return
             if not self._start(sequence, length):
                 return
             runs.append(Run(sequence, length))
@@ -129,14 +140,15 @@ class Scheduler:
         # room for all that is known and for the others to grow by a block, so that a sequence is not started only
         # to be preempted half way
         known = -(-len(sequence.ids) // self.pool.block_size) - len(sequence.blocks)
-        if known + len(self.running) > self.pool.available or not sequence.grow(self.pool, sequence.computed + length):
+        growing = sum(s.may_grow(self.pool.block_size) for s in self.running)
+        if known + growing > self.pool.available or not sequence.grow(self.pool, sequence.computed + length):
             sequence.drop_blocks(self.pool)
             return False
         self.waiting.pop(0)
         bisect.insort(self.running, sequence, key=lambda s: s.order)
         if sequence.started is None:
             sequence.started = time.monotonic()
-            sequence.cached_tokens = sequence.computed
+            sequence.cached_tokens = min(sequence.computed, sequence.prompt_length)
         return True
 
     def _alone(self) -> Run | None:
@@ -148,6 +160,7 @@ class Scheduler:
                 return None
             start, stop = sequence.computed, sequence.prompt_length
             length = min(ALONE - start % ALONE, stop - start) if start < stop else 1
+            length = max(length, sequence.encoded - start)  # an encoder reads its text whole
             if sequence.pending < length:  # its next token is not known yet
                 continue
             if self.waiting and sequence is self.waiting[0]:

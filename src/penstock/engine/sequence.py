@@ -17,13 +17,19 @@ _NOTHING: list[int] = []
 
 @dataclass(eq=False)
 class Sequence:
-    """`ids` are all known tokens, prompt first; the first `computed` of them have keys and values in `blocks`."""
+    """`ids` are all known tokens, prompt first; the first `computed` of them have keys and values in `blocks`.
+
+    Where an encoder reads the prompt, the first `encoded` are what its keys and values take, up to the end of a block;
+    the decoder's own tokens follow.
+    """
 
     request: EngineRequest
     root: bytes  # key of the empty prefix: salt and all
     span: int  # the length that its first tokens were computed for, see Rotary
     ids: list[int]
     prompt_length: int
+    given: int  # tokens that were not generated
+    encoded: int
     arrival: float
     number: int  # order of arrival, breaks ties
     computed: int = 0
@@ -49,12 +55,14 @@ class Sequence:
         nonce: bytes,
         rope: RopeConfig | None,
         eos_ids: frozenset[int] = frozenset(),
+        start: tuple[int, int] | None = None,
         adapter: LoadedAdapter | None = None,
     ) -> Sequence:
         """nonce: random per process, so that block keys cannot be guessed from outside.
 
         rope: the rotation whose angles depend on a prompt's length beyond some context, if any; such prompts share
-        cached blocks only with prompts of the same angles.
+        cached blocks only with prompts of the same angles. start: where an encoder reads the prompt, the token that the
+        decoder begins with and the size of a block.
         """
         n = len(request.prompt_ids)
         far = rope is not None and rope.span_limit is not None and n > rope.span_limit
@@ -64,9 +72,18 @@ class Sequence:
         if request.deterministic:  # what others computed is not the same to the last bit
             root = root_key(root, number.to_bytes(8, "little"))
         ends = frozenset(request.stop_ids) if request.ignore_eos else eos_ids | frozenset(request.stop_ids)
+        ids, encoded = list(request.prompt_ids), 0
+        if start is not None:
+            token, block_size = start
+            encoded = n if request.max_new_tokens == 0 else -(-n // block_size) * block_size
+            ids += [token] * (encoded - n + (request.max_new_tokens > 0))  # what fills up the block is never computed
         bare = request.sampling.plain and not request.logprobs and not request.top_n_tokens
-        given = list(request.prompt_ids)
-        return cls(request, root, n, given, n, time.monotonic(), number, ends=ends, bare=bare, adapter=adapter)
+        sequence = cls(
+            request, root, n, ids, n, len(ids), encoded, time.monotonic(), number, ends=ends, bare=bare, adapter=adapter
+        )
+        if encoded and request.prompt_logprobs:  # they are of what the decoder is given: nothing precedes that
+            sequence.prompt_logprobs, sequence.prompt_top = [None], [[]] if request.prompt_top_n else []
+        return sequence
 
     @property
     def id(self) -> int:
@@ -79,7 +96,12 @@ class Sequence:
 
     @property
     def generated(self) -> int:
-        return len(self.ids) - self.prompt_length
+        return len(self.ids) - self.given
+
+    @property
+    def text_ids(self) -> list[int]:
+        """What the decoder knows of the text: everything, or what follows the encoder's part."""
+        return self.ids[self.encoded :] if self.encoded else self.ids
 
     @property
     def pending(self) -> int:
@@ -125,6 +147,10 @@ class Sequence:
             return False
         self.blocks.extend(blocks)
         return True
+
+    def may_grow(self, block_size: int) -> bool:
+        """Whether it may come to need more blocks than it holds."""
+        return len(self.blocks) * block_size < self.prompt_length + self.request.max_new_tokens
 
     def publish(self, pool: BlockPool) -> None:
         """Offer every newly filled block to the prefix index."""

@@ -20,16 +20,16 @@ _FEW, _SINGLY = 8, 2**11  # tokens of a run that may go one by one, and the cach
 
 @dataclass(frozen=True)
 class Step:
-    """The runs in the order of their rows and what the decoder is given.
+    """The runs and what the model is given.
 
-    last_rows: for each run the row of its last token. ending: the runs that reach their end and whose next token is
-    chosen; ending_rows: where their last tokens lie in what the decoder returns. read: the runs that reach the end of a
-    prompt after which nothing is generated.
+    first_rows: for each run the row of its first token, among those whose states may be read. ending: the runs that
+    reach their end and whose next token is chosen, in the order of their rows; ending_rows: where their last tokens lie
+    in what the model returns. read: the runs that reach the end of a prompt after which nothing is generated.
     """
 
     runs: list[Run]
     inputs: StepInputs
-    last_rows: list[int]
+    first_rows: list[int]
     ending: list[Run]
     ending_rows: list[int]
     read: list[Run]
@@ -40,7 +40,8 @@ def build_step(runs: list[Run], block_size: int, with_spans: bool) -> Step:
 
     with_spans: the angles of the model's rotary positions depend on the length of the sequence.
     """
-    cut = sorted(((run, _Piece.of(run, block_size)) for run in runs), key=lambda item: item[1][0].kind)
+    whole = ((run, Piece.of(run.blocks, run.length, run.context, block_size)) for run in runs)
+    cut = sorted(whole, key=lambda item: item[1][0].kind)
     runs = [run for run, _pieces in cut]
     ids: list[int] = []
     positions: list[int] = []
@@ -64,21 +65,22 @@ def build_step(runs: list[Run], block_size: int, with_spans: bool) -> Step:
     ]
     wanted, ending, ending_rows = None, [run for run, _row in ends], [row for _run, row in ends]
     if _WORTHWHILE * len(ends) < len(ids) and not any(run.sequence.reads_prompt for run in runs):
-        lasts = [_Piece.last(run, block_size) for run in ending]
+        lasts = [Piece.last(run.blocks, run.context, block_size) for run in ending]
         order = sorted(range(len(ends)), key=lambda i: lasts[i].kind)
         ending, rows = [ending[i] for i in order], torch.tensor([ending_rows[i] for i in order], dtype=torch.int64)
-        wanted = Wanted(rows, list(_groups([lasts[i] for i in order], block_size)))
+        wanted = Wanted(rows, list(groups([lasts[i] for i in order], block_size)))
         ending_rows = list(range(len(ends)))
     inputs = StepInputs(
         ids=torch.tensor(ids),
         positions=torch.tensor(positions),
         spans=torch.tensor(spans) if with_spans else None,
         slots=torch.tensor(slots),
-        groups=list(_groups([piece for _run, pieces in cut for piece in pieces], block_size)),
+        groups=list(groups([piece for _run, pieces in cut for piece in pieces], block_size)),
         wanted=wanted,
         adapters=row_adapters(runs),
     )
-    return Step(runs, inputs, last_rows, ending, ending_rows, read)
+    first_rows = [last + 1 - run.length for run, last in zip(runs, last_rows, strict=True)]
+    return Step(runs, inputs, first_rows, ending, ending_rows, read)
 
 
 def row_adapters(runs: list[Run], device: torch.device | None = None) -> RowAdapters | None:
@@ -92,8 +94,8 @@ def row_adapters(runs: list[Run], device: torch.device | None = None) -> RowAdap
     return RowAdapters(tuple(places), torch.tensor(owners, device=device)) if places else None
 
 
-class _Piece(NamedTuple):
-    """Rows of a run that attend together: `length` of them, the last of which sees `context` tokens.
+class Piece(NamedTuple):
+    """Rows that attend together: `length` of them, the last of which sees `context` tokens in `blocks`.
 
     kind: pieces of one kind may share a rectangle: equal length, and contexts within a factor of two, so that one long
     sequence does not make the short ones beside it pay its length.
@@ -105,31 +107,27 @@ class _Piece(NamedTuple):
     kind: tuple[int, int]
 
     @classmethod
-    def of(cls, run: Run, block_size: int) -> list[_Piece]:
-        """A run of one token or of many is one piece. One of a few, as a grammar forces them, goes token by token
-        beside those that decode: reading a short context again costs less than a group of its own."""
-        if run.length == 1:
-            return [cls.last(run, block_size)]
-        end = run.sequence.computed + run.length
-        if run.length > _FEW or (run.length - 1) * end > _SINGLY:
-            return [cls._at(run, run.length, end, block_size)]
-        return [cls._at(run, 1, context, block_size) for context in range(end - run.length + 1, end + 1)]
+    def of(cls, blocks: list[int], length: int, end: int, block_size: int) -> list[Piece]:
+        """The pieces of a run of `length` tokens, the last of which sees `end`. A run of one token or of many is one.
+        One of a few, as a grammar forces them, goes token by token beside those that decode: reading a short context
+        again costs less than a group of its own."""
+        deepest = ((end - 1) // block_size).bit_length()
+        if length == 1 or length > _FEW or (length - 1) * end > _SINGLY:
+            return [cls(blocks[: (end - 1) // block_size + 1], length, end, (length, deepest))]
+        return [
+            cls(blocks[: (context - 1) // block_size + 1], 1, context, (1, deepest))
+            for context in range(end - length + 1, end + 1)
+        ]
 
     @classmethod
-    def last(cls, run: Run, block_size: int) -> _Piece:
-        """The run's last token alone."""
-        return cls._at(run, 1, run.sequence.computed + run.length, block_size)
-
-    @classmethod
-    def _at(cls, run: Run, length: int, context: int, block_size: int) -> _Piece:
-        deepest = (run.sequence.computed + run.length - 1) // block_size
-        blocks = run.sequence.blocks[: (context - 1) // block_size + 1]
-        return cls(blocks, length, context, (length, deepest.bit_length()))
+    def last(cls, blocks: list[int], end: int, block_size: int) -> Piece:
+        """The last token of a run alone."""
+        return cls.of(blocks, 1, end, block_size)[0]
 
 
-def _groups(pieces: list[_Piece], block_size: int) -> Iterator[RunGroup]:
+def groups(pieces: list[Piece], block_size: int) -> Iterator[RunGroup]:
     """Cut the sorted pieces into groups of one kind, each gathering a bounded number of tokens."""
-    members: list[_Piece] = []
+    members: list[Piece] = []
     start = width = 0
     for i, piece in enumerate(pieces):
         members.append(piece)

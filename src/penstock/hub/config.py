@@ -17,8 +17,8 @@ MAX_CONFIG = 8 * 1024 * 1024  # bytes; the largest honest ones (label tables) ha
 def read_config(folder: Path) -> dict[str, Any]:
     """The config.json of a model folder.
 
-    Raises ModelError when it is missing (saying what the folder looks like instead), damaged, huge, or asks for
-    Python code from the model's author to be run (`auto_map`, at any depth).
+    Raises ModelError when it is missing (saying what the folder looks like instead), damaged or huge. Code that it
+    names (`auto_map`) is not run by reading it: see hub/remote_code.
     """
     names = _names(folder)
     if CONFIG not in names:
@@ -26,13 +26,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     config = parse_object(folder / CONFIG, read_small(folder, CONFIG, MAX_CONFIG))
     if not config:
         raise damaged(folder / CONFIG, "It is an empty object: it describes no model.")
-    where = _find_key(config, "auto_map")
-    if where:
-        raise ModelError(
-            f"The model in {folder} wants to run Python code of its own.",
-            f"Its {CONFIG} has `{where}`, which names code in the model's folder. Penstock never runs such code.",
-            "Use a model, or a newer revision of this one, whose architecture needs no remote code.",
-        )
     return config
 
 
@@ -41,20 +34,6 @@ def read_settings(folder: Path, name: str) -> dict[str, Any]:
     if not (folder / name).exists():
         return {}
     return parse_object(folder / name, read_small(folder, name, MAX_CONFIG))
-
-
-def _find_key(config: dict[str, Any], key: str) -> str | None:
-    """The dotted place of the first non-empty value under `key`, at any depth."""
-    todo: list[tuple[str, Any]] = [("", config)]
-    while todo:
-        path, value = todo.pop()
-        if isinstance(value, dict):
-            if value.get(key):
-                return f"{path}{key}"
-            todo.extend((f"{path}{k[:40]}.", v) for k, v in value.items())
-        elif isinstance(value, list):
-            todo.extend((f"{path}{i}.", v) for i, v in enumerate(value))
-    return None
 
 
 def _names(folder: Path) -> list[str]:

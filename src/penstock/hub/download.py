@@ -1,8 +1,8 @@
 """Fetching one snapshot of a hub model, into the cache or a folder: resumable, verified, by several processes at once.
 
-Only data is fetched: configuration, tokenizer, templates and safetensors; never Python files, and pickles (.bin) only
-for their conversion. The hub's library says what a commit holds and who may have it; the bytes are moved here, because
-the library forgets what an interrupted transfer had.
+Only data is fetched: configuration, tokenizer, templates and safetensors; Python files only where their user trusts
+them, and pickles (.bin) only for their conversion. The hub's library says what a commit holds and who may have it; the
+bytes are moved here, because the library forgets what an interrupted transfer had.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from penstock.hub.store import COMMIT, CacheStore, FolderStore
 from penstock.hub.transfer import Meter, RemoteFile, fetch, verify
 
 ALLOW = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
+CODE = ["*.py"]
 PICKLES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 IGNORE = ["*/*", "adapter_*", "*.bin.index.json"]  # fnmatch: `*/*` is everything in subfolders
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")  # of a LoRA adapter
@@ -49,14 +50,14 @@ class Downloaded:
     seconds: float
 
 
-def download(name: str, revision: str | None, *, pickles: bool = False) -> Path:
+def download(name: str, revision: str | None, *, pickles: bool = False, code: bool = False) -> Path:
     """Fetch hub model `name` (ORG/NAME, already checked) at `revision` (None: main) and return its snapshot folder.
 
-    pickles: take its .bin weights, to convert them. An interrupted download goes on where it stopped when it is called
-    again. Raises ModelError (unknown, gated, nothing usable in it), EnvironmentFault (no network), ResourceError (disk
-    full).
+    pickles: take its .bin weights, to convert them. code: take its .py files as well. An interrupted download goes on
+    where it stopped when it is called again. Raises ModelError (unknown, gated, nothing usable in it), EnvironmentFault
+    (no network), ResourceError (disk full).
     """
-    return download_snapshot(name, revision, pickles=pickles).path
+    return download_snapshot(name, revision, pickles=pickles, code=code).path
 
 
 def download_snapshot(
@@ -66,6 +67,7 @@ def download_snapshot(
     to: Path | None = None,
     token: str | None = None,
     pickles: bool = False,
+    code: bool = False,
     adapter: bool = False,
     only: str | None = None,
     show: Callable[[Meter], None] | None = None,
@@ -81,7 +83,8 @@ def download_snapshot(
     try:
         commit, listed = _within(ANSWER_SECONDS, lambda: _list(api, name, revision))
         sizes = {n: f.size for n, f in listed.items()}
-        files = [listed[n] for n in (_of_adapter(name, sizes) if adapter else _needed(name, sizes, pickles, only))]
+        needed = _of_adapter(name, sizes) if adapter else _needed(name, sizes, pickles, code, only)
+        files = [listed[n] for n in needed]
         total = sum(file.size for file in files)
         store = FolderStore(to) if to is not None else CacheStore(name)
         store.check()
@@ -118,7 +121,7 @@ def _list(api: Any, name: str, revision: str | None) -> tuple[str, dict[str, Rem
     return commit, files
 
 
-def _needed(name: str, sizes: dict[str, int], pickles: bool, only: str | None) -> list[str]:
+def _needed(name: str, sizes: dict[str, int], pickles: bool, code: bool, only: str | None) -> list[str]:
     """The files that Penstock reads. Raises ModelError when there is nothing to load."""
     if only is not None:
         if only not in sizes or "/" in only or only.startswith("."):
@@ -128,6 +131,7 @@ def _needed(name: str, sizes: dict[str, int], pickles: bool, only: str | None) -
     if not pickles and _is_adapter(sizes):
         return list(ADAPTER)
     allow = [*ALLOW[:1], *ALLOW[2:], *PICKLES] if pickles else ALLOW
+    allow = [*allow, *CODE] if code else allow
     ignore = ["*/*"] if pickles else _check_usable(name, sizes)
     return [
         file

@@ -19,6 +19,7 @@ from penstock.hub.download import download, download_config
 from penstock.hub.gguf.find import only_gguf
 from penstock.hub.pickles import converted_folder, has_pickles, only_pickles
 from penstock.hub.refusals import UnknownModel, Unreachable
+from penstock.hub.remote_code import is_commit, lacks_code
 
 DEMO = "demo"
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
@@ -28,18 +29,21 @@ _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]{0,127}", re.ASCII)
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A model on disk. name: what the user typed, without the revision; revision: the hub's commit or None."""
+    """A model on disk. name: what the user typed, without the revision; revision: the hub's commit or None; trusted:
+    the user lets Python code in it run, and has said which."""
 
     path: Path
     name: str
     revision: str | None
+    trusted: bool = False
 
 
-def resolve(name: str, revision: str | None = None, *, offline: bool | None = None) -> Snapshot:
+def resolve(name: str, revision: str | None = None, *, offline: bool | None = None, code: bool = False) -> Snapshot:
     """Find the model `name`: `demo`, a folder, a GGUF file, a name of the catalogue, or ORG/NAME[@REVISION] of the hub
     (local cache first).
 
-    offline: never touch the network (None: as HF_HUB_OFFLINE says). Raises ModelError for an unknown or unusable
+    offline: never touch the network (None: as HF_HUB_OFFLINE says). code: its own Python code may run, which of a
+    hub model holds for a full commit only; its .py files come with it. Raises ModelError for an unknown or unusable
     model, EnvironmentFault when it would have to be downloaded and cannot be reached.
     """
     if name == DEMO:
@@ -52,7 +56,7 @@ def resolve(name: str, revision: str | None = None, *, offline: bool | None = No
     if name and is_folder(folder):
         if revision is not None:
             raise UsageError(f"{name} is a folder, so a revision means nothing.", "", "Leave the revision out.")
-        return Snapshot(_readable(folder), name, None)
+        return Snapshot(_readable(folder), name, None, code)
     if name and _is_there(folder):
         if folder.suffix.lower() != ".gguf" or not folder.exists():
             raise _not_a_folder(folder)
@@ -61,11 +65,13 @@ def resolve(name: str, revision: str | None = None, *, offline: bool | None = No
         return Snapshot(_unpacked(folder), name, None)
     listed = catalogue.find(name)
     if listed is not None:
-        found = resolve(listed.model, revision or listed.revision, offline=offline)
-        return Snapshot(found.path, name, found.revision)
+        found = resolve(listed.model, revision or listed.revision, offline=offline, code=code)
+        return Snapshot(found.path, name, found.revision, found.trusted)
     hub_name, revision = _split(name, revision)
     _check_hub_name(hub_name)
-    return _from_hub(hub_name, revision, cache.is_offline() if offline is None else offline)
+    return _from_hub(
+        hub_name, revision, cache.is_offline() if offline is None else offline, code and is_commit(revision)
+    )
 
 
 def fetch_config(name: str, revision: str | None = None, *, offline: bool | None = None) -> Path:
@@ -132,13 +138,13 @@ def resolve_pickles(name: str, revision: str | None = None, *, offline: bool | N
         raise unknown(name, error.why) from error
 
 
-def _from_hub(name: str, revision: str | None, offline: bool) -> Snapshot:
+def _from_hub(name: str, revision: str | None, offline: bool, code: bool) -> Snapshot:
     cached = cache.find(name, revision)
     if cached is not None:
         path = converted_folder(cached.path) if cached.missing else cached.path
-        if path.is_dir() and cache.missing_file(path) is None:
+        if path.is_dir() and cache.missing_file(path) is None and not (code and lacks_code(path)):
             read_config(path)
-            return Snapshot(path, name, cached.commit)
+            return Snapshot(path, name, cached.commit, code)
         if only_gguf(cached.path) is not None:
             return Snapshot(_readable(cached.path), name, cached.commit)
         if cached.missing == cache.WEIGHTS and has_pickles(cached.path):
@@ -152,13 +158,13 @@ def _from_hub(name: str, revision: str | None, offline: bool) -> Snapshot:
             why = f"{cache.cache_folder()} does not hold it; "
         raise _with_matches(Unreachable(name, why + "HF_HUB_OFFLINE or --offline forbids asking the hub."), name)
     try:
-        path = download(name, revision)
+        path = download(name, revision, code=code)
     except UnknownModel as error:
         raise unknown(name, error.why) from error
     except Unreachable as error:
         raise _with_matches(error, name) from error
     read_config(path)
-    return Snapshot(path, name, path.name)
+    return Snapshot(path, name, path.name, code)
 
 
 def _unpacked(file: Path) -> Path:

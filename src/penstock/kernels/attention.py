@@ -131,6 +131,17 @@ def _narrowed(x: Tensor, dtype: torch.dtype, scales: Tensor | None) -> Tensor:
     return x.to(dtype)
 
 
+def store(k: Tensor, v: Tensor, slots: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
+    """Put keys and values, [T, kv_heads, dim], into the cache. slots: [T] block * block_size + offset."""
+    ones = k.new_ones(len(k), 1, k.shape[2])
+    if native.can_rotate(k, ones, k_cache):
+        native.rotate_into(k, k, v, ones, torch.zeros_like(ones), slots, k_cache, v_cache)  # by no angle
+        return
+    block, place = slots // k_cache.shape[2], slots % k_cache.shape[2]
+    k_cache.transpose(1, 2)[block, place] = k
+    v_cache.transpose(1, 2)[block, place] = v
+
+
 def paged_attention(
     q: Tensor,
     k_cache: Tensor,
@@ -175,7 +186,7 @@ def paged_attention(
                 rows, result, k_cache, v_cache, group.blocks, group.ends, scale, window, softcap, chunk, alibi
             )
         else:
-            _attend(rows, result, k_cache, v_cache, group, _Rule(scale, window, softcap, chunk, alibi))
+            attend_gathered(rows, result, k_cache, v_cache, group, Rule(scale, window, softcap, chunk, alibi))
     return out.flatten(1)
 
 
@@ -186,17 +197,21 @@ def _widened(cache: Tensor, dtype: torch.dtype, scales: Tensor | None) -> Tensor
 
 
 @dataclass(frozen=True)
-class _Rule:
-    """How scores are made and which keys are seen; see `paged_attention`."""
+class Rule:
+    """How scores are made and which keys are seen; see `paged_attention`.
+
+    relative: [heads, distances], added by how far the key is behind the query, beyond the last as there.
+    """
 
     scale: float
     window: int | None = None
     softcap: float | None = None
     chunk: int | None = None
     alibi: Tensor | None = None
+    relative: Tensor | None = None
 
 
-def _attend(q: Tensor, out: Tensor, k_cache: Tensor, v_cache: Tensor, group: RunGroup, rule: _Rule) -> None:
+def attend_gathered(q: Tensor, out: Tensor, k_cache: Tensor, v_cache: Tensor, group: RunGroup, rule: Rule) -> None:
     """One group by two matrix products over its gathered keys and values. q, out: [batch * length, heads, dim]."""
     _blocks, kv_heads, block_size, dim = k_cache.shape
     batch, length, longest, repeats = group.batch, group.length, max(group.contexts), q.shape[1] // kv_heads
@@ -218,6 +233,9 @@ def _attend(q: Tensor, out: Tensor, k_cache: Tensor, v_cache: Tensor, group: Run
             scores.div_(rule.softcap).tanh_().mul_(rule.softcap)
         if rule.alibi is not None:
             by_query.add_(_by_key(rule.alibi, width).view(kv_heads, 1, repeats, 1, width))
+        if rule.relative is not None:
+            far = _distances(group, first, stop, width).clamp_(0, rule.relative.shape[1] - 1)
+            by_query.add_(rule.relative[:, far.to(q.device)].unflatten(0, (kv_heads, repeats)).transpose(1, 2))
         mask = _mask(group, rule, first, stop, width, q.dtype)
         if mask is not None:
             by_query.add_(mask)
@@ -231,7 +249,13 @@ def _by_key(alibi: Tensor, width: int) -> Tensor:
     return alibi[:, :width] if width <= alibi.shape[1] else F.pad(alibi, (0, width - alibi.shape[1]))
 
 
-def _mask(group: RunGroup, rule: _Rule, first: int, stop: int, width: int, dtype: torch.dtype) -> Tensor | None:
+def _distances(group: RunGroup, first: int, stop: int, width: int) -> Tensor:
+    """How far the keys up to `width` are behind the queries first..stop. [batch, stop - first, width]"""
+    before = torch.tensor(group.contexts).unsqueeze(1) - group.length  # [batch, 1] tokens ahead of each run
+    return (before + torch.arange(first, stop)).unsqueeze(2) - torch.arange(width)
+
+
+def _mask(group: RunGroup, rule: Rule, first: int, stop: int, width: int, dtype: torch.dtype) -> Tensor | None:
     """What to add to the scores of queries first..stop: 0 for a key that is seen, -inf for others, None if all are.
 
     [batch, 1, stop - first, width]
@@ -243,14 +267,12 @@ def _mask(group: RunGroup, rule: _Rule, first: int, stop: int, width: int, dtype
     mask = None
     limit = min((n for n in (window, chunk) if n is not None), default=width)
     if group.length > 1 or min(group.contexts) < width or width > limit:
-        before = torch.tensor(group.contexts).unsqueeze(1) - group.length  # [batch, 1] tokens ahead of each run
-        query = (before + torch.arange(first, stop)).unsqueeze(2)  # position of each query
-        key = torch.arange(width)
-        hidden = key > query
+        behind, key = _distances(group, first, stop, width), torch.arange(width)
+        hidden = behind < 0
         if window is not None:
-            hidden |= key <= query - window
+            hidden |= behind >= window
         if chunk is not None:
-            hidden |= key < query // chunk * chunk
+            hidden |= key < (behind + key) // chunk * chunk
         mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf")).unsqueeze(1)
     group.masks[window, chunk] = (first, mask)
     return mask

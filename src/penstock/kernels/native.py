@@ -142,13 +142,13 @@ def attend(
 
     q, out: [batch * length, heads, dim]; caches: [blocks, kv_heads, block_size, dim]; tables: [batch, n] int64 block
     ids; contexts: [batch] int64, for each run the tokens that its last query sees. The rest is as kernels.attention has
-    it. tables, contexts and alibi are contiguous.
+    it. tables, contexts and the rows of alibi are contiguous.
     """
     _blocks, kv_heads, block_size, dim = k_cache.shape
     rows, heads, _dim = q.shape
     batch, width = tables.shape
     length = rows // batch
-    table, stride = (None, 0) if alibi is None else (alibi.data_ptr(), alibi.shape[1])
+    table, stride = (None, 0) if alibi is None else (alibi.data_ptr(), alibi.stride(0))
     short, long = _ATTENTION[q.dtype]
     (short if length <= _SHORT else long)(
         *(q.data_ptr(), out.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr()),

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import prod
 
 import torch
 from torch import Tensor
 
-from penstock.devices.cpu import zeros_on_demand
 from penstock.formats import FORMATS, Format
 from penstock.formats.dense import Linear
 from penstock.hub.checkpoint import TensorEntry
-from penstock.kernels.rotary import Rotary
+from penstock.kernels.rotary import RopeConfig, Rotary
 from penstock.models.adapted import adapted
 from penstock.models.config import DecoderConfig, WeightMap
-from penstock.models.inputs import KVCache, StepInputs
+from penstock.models.inputs import KVCache, StepInputs, cache_on, empty_cache
 from penstock.models.mlp import Mlp
 from penstock.models.norms import Norm
 from penstock.models.tensors import CPU
@@ -53,24 +51,22 @@ class Decoder:
         return cls(config, load_decoder(entries, config, names, dtype, form, positions, device), dtype, positions)
 
     def new_cache(self, num_blocks: int, block_size: int, dtype: torch.dtype | None = None) -> KVCache:
-        """An empty cache beside the weights, of their type unless `dtype` says another. Zeroed, because stale
-        infinities would poison the padding of attention."""
+        """An empty cache beside the weights, of their type unless `dtype` says another."""
         shape = (num_blocks, self.config.num_kv_heads, block_size, self.config.head_width)
         dtype = dtype or self.dtype
-        if self.device.type != "cpu" or dtype.itemsize == 1:  # one piece, so that nothing is lost between its parts
-            layers = self.config.num_layers
-            size = 2 * layers * prod(shape) * dtype.itemsize
-            whole = torch.zeros(size, dtype=torch.uint8, device=self.device).view(dtype)
-            keys, values = whole.view(2, layers, *shape).unbind()
-            return list(zip(keys.unbind(), values.unbind(), strict=True))
-        return [
-            (zeros_on_demand(shape, self.dtype, huge=True), zeros_on_demand(shape, self.dtype, huge=True))
-            for _ in range(self.config.num_layers)
-        ]
+        if self.device.type != "cpu" or dtype.itemsize == 1:
+            return cache_on(self.device, self.config.num_layers, shape, dtype)
+        return empty_cache(self.config.num_layers, shape, dtype)
+
+    @property
+    def span_rope(self) -> RopeConfig | None:
+        """The rotation whose angles depend on more than the position, if any."""
+        return self.config.span_rope
 
     def forward(self, step: StepInputs, cache: KVCache, watch: Callable[[int, Tensor], None] | None = None) -> Tensor:
         """One step over a flat batch of runs; writes the cache. Returns [R, hidden], before the final norm, of the rows
-        that are wanted, in their order. watch: is shown each layer's number and what goes into it, [T, hidden]."""
+        that are wanted, in their order. watch: is shown each layer's number and what goes into it, [T, hidden], and at
+        last, under the number of layers, what the output matrix is given; all rows are then wanted."""
         turns = [rotary(step.positions, step.spans) for rotary in self._rotaries]
         x = self._embed(step)
         last = len(self.weights.layers) - 1
@@ -87,6 +83,8 @@ class Decoder:
             if wanted is not None:
                 x, h = x[wanted.rows], h[wanted.rows]
             x = self._residual(layer, x, h, mixed)
+        if watch is not None:
+            watch(len(self.weights.layers), self._normed(x))
         return x
 
     def _embed(self, step: StepInputs) -> Tensor:
@@ -118,7 +116,7 @@ class Decoder:
         x = _add(layer.mlp, h, h if normed else x, layer.mlp_out_norm, many)
         return x if layer.mlp_sum_norm is None else layer.mlp_sum_norm(x)
 
-    def normed(self, hidden: Tensor) -> Tensor:
+    def _normed(self, hidden: Tensor) -> Tensor:
         """What the output matrix multiplies. hidden: [n, hidden] from `forward` -> [n, hidden or embedding_size]."""
         w = self.weights
         x = hidden if w.final_norm is None else w.final_norm(hidden)
@@ -126,7 +124,7 @@ class Decoder:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every token of the vocabulary. hidden: [n, hidden] from `forward` -> [n, vocab]."""
-        scores = self.weights.head(self.normed(hidden))
+        scores = self.weights.head(self._normed(hidden))
         if self.config.logit_multiplier != 1:
             scores.mul_(self.config.logit_multiplier)
         cap = self.config.logit_softcap

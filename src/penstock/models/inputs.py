@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
+import torch
 from torch import Tensor
 
+from penstock.devices.cpu import zeros_on_demand
 from penstock.kernels.attention import PagedBatch, RunGroup
+from penstock.kernels.relative import TextGroup
 from penstock.models.lora import RowAdapters
 
 KVCache = list[tuple[Tensor, Tensor]]  # per layer keys and values, [blocks, kv_heads, block_size, head_width]
+
+
+def empty_cache(layers: int, shape: tuple[int, int, int, int], dtype: torch.dtype) -> KVCache:
+    """A cache without anything in it. Zeroed, because stale infinities would poison the padding of attention."""
+    return [(zeros_on_demand(shape, dtype, huge=True), zeros_on_demand(shape, dtype, huge=True)) for _ in range(layers)]
+
+
+def cache_on(device: torch.device, layers: int, shape: tuple[int, int, int, int], dtype: torch.dtype) -> KVCache:
+    """The same on a device, in one piece, so that nothing is lost between its parts."""
+    whole = torch.zeros(2 * layers * prod(shape) * dtype.itemsize, dtype=torch.uint8, device=device).view(dtype)
+    keys, values = whole.view(2, layers, *shape).unbind()
+    return list(zip(keys.unbind(), values.unbind(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -21,13 +37,28 @@ class Wanted:
 
 
 @dataclass(frozen=True)
+class EncoderInputs:
+    """What an encoder reads in a step, a flat batch of whole texts, and where the decoder's tokens see it.
+
+    ids: [E]. slots: [E] where the keys and values that the decoder sees go in the cache, None where nothing will be
+    decoded. crosses: the cached blocks of its text for each row of the step, as runs of length 1.
+    """
+
+    ids: Tensor
+    slots: Tensor | None
+    groups: list[TextGroup]
+    crosses: list[RunGroup]
+
+
+@dataclass(frozen=True)
 class StepInputs:
     """What one step computes: a flat batch of T tokens, run after run.
 
     ids, positions: [T] each token and its place in its sequence. spans: [T] or None, see Rotary. slots: [T] where its
     key and value go in the cache. groups: the cached blocks that each run attends to, in the order of the rows. wanted:
     None where every row is. A prompt's other rows are there for their keys and values alone, so the last layer does
-    nothing else for them. adapters: None where no row has one.
+    nothing else for them. adapters: None where no row has one. encoder: of models that have one; T is then of the
+    decoder's tokens, positions are theirs.
     """
 
     ids: Tensor
@@ -37,3 +68,4 @@ class StepInputs:
     groups: list[RunGroup] | list[PagedBatch]
     wanted: Wanted | None = None
     adapters: RowAdapters | None = None
+    encoder: EncoderInputs | None = None

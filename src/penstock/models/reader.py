@@ -21,6 +21,17 @@ def text_config(raw: Mapping[str, Any]) -> dict[str, Any]:
     return {**shared, **part}
 
 
+def refuse_quantized(raw: Mapping[str, Any]) -> None:
+    """Raise ModelError where a config.json says that the checkpoint's matrices are stored in fewer bits."""
+    if raw.get("quantization_config"):
+        settings = raw["quantization_config"]
+        method = settings.get("quant_method") if isinstance(settings, dict) else settings
+        raise ModelError(
+            f"the checkpoint is quantized ({method}), which is not supported yet",
+            hint="use the unquantized checkpoint of the same model",
+        )
+
+
 class ConfigReader:
     """A config.json, with what an absent key means to the family.
 

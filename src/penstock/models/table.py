@@ -7,20 +7,32 @@ from __future__ import annotations
 
 from penstock.formats import FORMATS
 from penstock.models.config import DecoderConfig, WeightMap
+from penstock.models.encoder_decoder.config import KINDS, from_configs
 from penstock.models.families import FAMILIES
 
 _HEAD = """# Families of models
 
 Made by `python -m penstock.models.table` from `src/penstock/models/families/`; a test holds it to that.
 
-Every decoder-only model below runs on one decoder, in float32, bfloat16 and float16, with its matrices as they are
+Every model of the first table runs on one decoder, in float32, bfloat16 and float16, with its matrices as they are
 or in {formats} (`--quantize`), and with [LoRA adapters](../how-to/adapters.md) on any matrix of a layer. Greedy float32
 output is token-exact against `transformers`, whatever the batch, the chunks of a prompt, the prefix cache and the
 preemptions. What a row says is the family's usual configuration; what config.json sets otherwise (biases, windows,
-norms, rope scaling, tied heads, head sizes) is followed.
+norms, rope scaling, tied heads, head sizes) is followed. Any other causal language model runs through `transformers`
+([how](../how-to/any-model.md)).
 
 | model_type | models | positions | norms | residual | attention | MLP |
 |---|---|---|---|---|---|---|
+"""
+
+_PAIRS = """
+## Encoder-decoders
+
+An encoder reads the prompt, once and whole; a decoder writes the answer. Requests are batched as those of decoders are,
+in the same formats and as exactly ([how](../how-to/encoder-decoder.md)).
+
+| model_type | models | positions | norms | head | MLP |
+|---|---|---|---|---|---|
 """
 
 
@@ -29,7 +41,8 @@ def families_table() -> str:
     *names, last = (name for name in FORMATS if name != "none")
     quantized = f"{', '.join(names)} or {last}"
     rows = [_row(name) for name in sorted(FAMILIES)]
-    return _HEAD.format(formats=quantized) + "\n".join(rows) + "\n"
+    pairs = [_pair(name) for name in sorted(KINDS)]
+    return _HEAD.format(formats=quantized) + "\n".join(rows) + "\n" + _PAIRS + "\n".join(pairs) + "\n"
 
 
 def _row(model_type: str) -> str:
@@ -43,6 +56,21 @@ def _row(model_type: str) -> str:
         "parallel" if config.parallel else "sequential",
         _attention(config),
         _mlp(config),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _pair(model_type: str) -> str:
+    kind = KINDS[model_type]
+    config = from_configs({"model_type": model_type}, {})
+    head = "scaled" if kind.scaled_head else "not scaled" if kind.scaled_head is False else "scaled where it is tied"
+    cells = (
+        f"`{model_type}`",
+        kind.models,
+        f"by distance, in {'each layer' if config.bias_in_each_layer else 'all layers alike'}",
+        "RMS, before",
+        head,
+        f"{'gated' if config.gated else 'plain'} {config.activation}",
     )
     return f"| {' | '.join(cells)} |"
 

@@ -8,6 +8,11 @@ from penstock.errors import ResourceError
 
 GIB = 2**30
 CARD_MARGIN = 2**28  # of a GPU's memory: what drivers and allocators round up
+_SHORT = 16  # blocks of a text that is worth starting for
+
+
+class WeightsTooLarge(ResourceError):
+    """The weights leave no room for a short text beside them."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,9 @@ def plan_kv(
             reason = "one longest sequence" if blocks == least else "a quarter of the free memory"
     need = footprint.fixed + blocks * block
     if need > usable:
-        raise ResourceError(
+        short = min(least, _SHORT) * block
+        kind = WeightsTooLarge if footprint.weights + footprint.step + short > usable else ResourceError
+        raise kind(
             f"too little memory: need {human(need)}, have {human(usable)} "
             f"({fraction:.0%} of the {human(available)} that are free)",
             f"weights {human(footprint.weights)} + KV of {blocks * block_size} tokens {human(blocks * block)} "

@@ -7,20 +7,24 @@ from typing import Any
 
 from penstock.plan.shape import Numbers, Shape
 
+ENCODER_DECODERS = ("t5", "mt5", "umt5")
+
 
 def encoder_decoder(c: Numbers) -> Shape:
-    """T5 in both versions. The encoder runs once a prompt; a step reads the decoder, without the matrices that make
-    keys and values of the prompt."""
+    """T5 in both versions, mT5 and UMT5. The encoder runs once a prompt; a step reads the decoder, without the matrices
+    that make keys and values of the prompt."""
+    kind = str(c.raw.get("model_type"))
     hidden, inner = c.number("d_model"), c.number("d_ff")
     heads, head_dim = c.number("num_heads"), c.number("d_kv")
     encoder = c.number("num_layers")
     decoder = c.number("num_decoder_layers", default=encoder)
     vocab, width = c.number("vocab_size"), heads * head_dim
-    gated = str(c.raw.get("feed_forward_proj", "relu")).startswith("gated")
+    gated = str(c.raw.get("feed_forward_proj", "relu" if kind == "t5" else "gated-gelu")).startswith("gated")
     mlp, attention = (3 if gated else 2) * hidden * inner, 4 * hidden * width
     buckets = c.number("relative_attention_num_buckets", default=32)
+    biases = encoder + decoder if kind == "umt5" else 2  # layers with a table of their own
     return Shape(
-        family="t5",
+        family=kind,
         vocab=vocab,
         hidden=hidden,
         intermediate=inner,
@@ -34,7 +38,7 @@ def encoder_decoder(c: Numbers) -> Shape:
         active=decoder * (attention + attention // 2 + mlp),
         head=vocab * hidden,
         tied=c.flag("tie_word_embeddings=yes"),
-        other=hidden * (2 * encoder + 3 * decoder + 2) + 2 * buckets * heads,
+        other=hidden * (2 * encoder + 3 * decoder + 2) + biases * buckets * heads,
         kv_width=2 * width,
         windows=(None,) * decoder,
     )

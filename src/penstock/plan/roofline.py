@@ -7,6 +7,7 @@ Williams, Waterman and Patterson, "Roofline" (2009); the constants are fitted (`
 from __future__ import annotations
 
 from penstock.plan.hardware import Device
+from penstock.plan.odd_shapes import ENCODER_DECODERS
 from penstock.plan.shape import Shape
 from penstock.plan.weights import kv_bytes, packing, read_bytes
 
@@ -24,7 +25,7 @@ def step_seconds(shape: Shape, form: str, device: Device, cards: int, batch: int
 
 def prompt_seconds(shape: Shape, form: str, device: Device, cards: int, tokens: int) -> float:
     """Seconds until the first token of a prompt of so many tokens."""
-    everything = shape.matrices if shape.family == "t5" else shape.active
+    everything = shape.matrices if shape.family in ENCODER_DECODERS else shape.active
     products = 2.0 * tokens * everything + 2.0 * shape.head
     scores = 2.0 * tokens * shape.heads * shape.head_dim * _seen(shape, tokens)  # half of the square is masked
     computed = (products + scores) / (_flops(device, form) * device.prompt_share)

@@ -11,14 +11,14 @@ from typing import Any
 
 from penstock.errors import ModelError
 from penstock.plan.families import FAMILIES, Family
-from penstock.plan.odd_shapes import encoder_decoder, latent, vision
+from penstock.plan.odd_shapes import ENCODER_DECODERS, encoder_decoder, latent, vision
 from penstock.plan.shape import Numbers, Shape
 
 
 def shape_of(config: Mapping[str, Any]) -> Shape:
     """Count a model. config: its config.json. Raises ModelError when a number that is needed is missing or absurd."""
     kind = str(config.get("model_type") or "")
-    if kind == "t5":
+    if kind in ENCODER_DECODERS:
         return encoder_decoder(Numbers(config))
     if kind in ("deepseek_v2", "deepseek_v3"):
         return latent(Numbers(config), kind)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from penstock.plan.fit import Plan, best_plan
 from penstock.plan.hardware import GIB, cpu_node, gpu
 from penstock.plan.known import known_models
+from penstock.plan.odd_shapes import ENCODER_DECODERS
 from penstock.plan.sbatch import Place, flags
 from penstock.plan.shapes import shape_of
 from penstock.plan.site import NodeKind, Partition, Site
@@ -49,7 +50,7 @@ def rows(site: Site, places: list[Place], models: tuple[str, ...] = MODELS) -> I
     for name in models:
         known = known_models()[name]
         shape, stored = shape_of(known.config), stored_format(known.config)
-        tokens = min(TOKENS, shape.max_positions) if known.config["model_type"] != "t5" else TOKENS
+        tokens = min(TOKENS, shape.max_positions) if known.config["model_type"] not in ENCODER_DECODERS else TOKENS
         seen: set[str] = set()
         sliced: set[str] = set()
         for place in sorted(found, key=lambda p: (p.device.is_cpu, p.device.name.partition(":")[0], p.device.memory)):

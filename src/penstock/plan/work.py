@@ -49,6 +49,25 @@ class Shape(Protocol):
     def experts(self) -> ExpertsShape | None: ...
 
 
+class Pair(Protocol):
+    """What counts here of an EncoderDecoderConfig."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def encoder_layers(self) -> int: ...
+    @property
+    def decoder_layers(self) -> int: ...
+    @property
+    def inner_size(self) -> int: ...
+    @property
+    def intermediate_size(self) -> int: ...
+    @property
+    def gated(self) -> bool: ...
+
+
 @dataclass(frozen=True)
 class Work:
     """What one step moves and computes. Bytes, and floating-point operations (a multiply-add is two)."""
@@ -108,15 +127,15 @@ class StepCost:
             score_flops=4 * shape.num_heads * shape.head_dim,
         )
 
-    def step(self, runs: Iterable[tuple[int, int]], scored: int) -> Work:
+    def step(self, runs: Iterable[tuple[int, ...]], scored: int) -> Work:
         """The work of one step.
 
-        runs: (tokens computed, tokens cached before them) of each; scored: rows that the output matrix is for. The
-        weights are read once however many tokens there are; of experts, as many as the tokens can choose. Keys and
-        values count once a run: written, and read by all of the run's tokens together.
+        runs: (tokens computed, tokens cached before them) of each; what follows is not looked at. scored: rows that the
+        output matrix is for. The weights are read once however many tokens there are; of experts, as many as the tokens
+        can choose. Keys and values count once a run: written, and read by all of the run's tokens together.
         """
         tokens = moved = seen = 0
-        for length, before in runs:
+        for length, before, *_more in runs:
             tokens += length
             for span, layers in self.spans:
                 # the i-th token of a run, from 1, sees `before + i` tokens, but never more than the span
@@ -135,3 +154,67 @@ class StepCost:
     def parameters(self) -> int:
         """All that is stored of the layers' matrices."""
         return self.weights + self.expert * self.count
+
+
+@dataclass(frozen=True)
+class PairCost:
+    """What the steps of an encoder-decoder cost.
+
+    encoder, decoder: parameters of the layers' matrices that every token of the one and of the other uses; between:
+    those that make the keys and values which the decoder sees of a text; head: of the output matrix; weight_size: bytes
+    of one parameter as it is stored; kv_size: bytes of one token's keys and values in all layers of the decoder;
+    encoder_scores, decoder_scores: operations of one token's attention to one other in all layers.
+    """
+
+    encoder: int
+    decoder: int
+    between: int
+    head: int
+    weight_size: float
+    kv_size: float
+    encoder_scores: int
+    decoder_scores: int
+
+    @classmethod
+    def of(cls, pair: Pair, weight_size: float, kv_item: float) -> PairCost:
+        """weight_size: bytes of a stored weight; kv_item: bytes of one number in the cache."""
+        square = pair.hidden_size * pair.inner_size
+        mlp = (3 if pair.gated else 2) * pair.hidden_size * pair.intermediate_size
+        return cls(
+            encoder=pair.encoder_layers * (4 * square + mlp),
+            decoder=pair.decoder_layers * (6 * square + mlp),
+            between=pair.decoder_layers * 2 * square,
+            head=pair.vocab_size * pair.hidden_size,
+            weight_size=weight_size,
+            kv_size=2 * pair.decoder_layers * pair.inner_size * kv_item,
+            encoder_scores=4 * pair.encoder_layers * pair.inner_size,
+            decoder_scores=4 * pair.decoder_layers * pair.inner_size,
+        )
+
+    def step(self, runs: Iterable[tuple[int, ...]], scored: int) -> Work:
+        """The work of one step, counted as StepCost does.
+
+        runs: (tokens computed, tokens cached before them, the encoder's share of the sequence) of each; scored: rows
+        that the output matrix is for.
+        """
+        read = written = moved = within = seen = 0
+        for length, before, encoded in runs:
+            fresh = encoded if before == 0 else 0
+            read += fresh
+            within += fresh * fresh
+            own, known = length - fresh, max(0, before - encoded)
+            written += own
+            seen += own * (encoded + known) + own * (own + 1) // 2
+            moved += fresh + 2 * own + (encoded + known if own else 0)
+        used = (self.encoder + self.between) * (read > 0) + self.decoder * (written > 0) + self.head * (scored > 0)
+        products = (self.encoder + self.between) * read + self.decoder * written + self.head * scored
+        return Work(
+            weight_bytes=used * self.weight_size,
+            kv_bytes=moved * self.kv_size,
+            flops=2.0 * products + float(within) * self.encoder_scores + float(seen) * self.decoder_scores,
+        )
+
+    @property
+    def parameters(self) -> int:
+        """All that is stored of the layers' matrices."""
+        return self.encoder + self.decoder + self.between

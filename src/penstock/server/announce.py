@@ -84,8 +84,13 @@ def ready_line(config: ServeConfig, listener: Listener, key_file: Path | None) -
     print(msgspec.json.encode(line).decode(), flush=True)
 
 
-def block(config: ServeConfig, listener: Listener, key_file: Path | None) -> None:
-    """What to paste into another terminal, a program or a laptop."""
+def block(config: ServeConfig, listener: Listener, key_file: Path | None, chats: bool) -> None:
+    """What to paste into another terminal, a program or a laptop. chats: the model has a chat template."""
+    route, asked = "chat/completions", '"messages": [{"role": "user", "content": "Hello"}]'
+    call, given, answer = "chat.completions", 'messages=[{"role": "user", "content": "Hello"}]', "message.content"
+    if not chats:
+        route, asked = "completions", '"prompt": "Hello"'
+        call, given, answer = "completions", 'prompt="Hello"', "text"
     node = socket.gethostname()
     url = _url(config, listener)
     header = f'-H "Authorization: Bearer $(cat {shlex.quote(str(key_file))})" ' if key_file is not None else ""
@@ -97,16 +102,16 @@ def block(config: ServeConfig, listener: Listener, key_file: Path | None) -> Non
         say(f"Key file: {key_file}")
     say()
     say("Ask it from a shell on this machine:")
-    say(f"  curl {unix}{url}/v1/chat/completions {header}\\")
+    say(f"  curl {unix}{url}/v1/{route} {header}\\")
     say('    -H "Content-Type: application/json" \\')
-    say("""    -d '{"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 64}'""")
+    say(f"""    -d '{{{asked}, "max_tokens": 64}}'""")
     if listener.uds is None:
         say("From Python (pip install openai):")
         say("  from openai import OpenAI")
         say(f'  client = OpenAI(base_url="{url}/v1", api_key={key})')
-        say("  chat = client.chat.completions.create(")
-        say(f'      model="{config.name}", messages=[{{"role": "user", "content": "Hello"}}], max_tokens=64)')
-        say("  print(chat.choices[0].message.content)")
+        say(f"  answer = client.{call}.create(")
+        say(f'      model="{config.name}", {given}, max_tokens=64)')
+        say(f"  print(answer.choices[0].{answer})")
     say("From your laptop, through a tunnel:")
     if listener.uds is not None:
         say(f"  ssh -N -L 3000:{listener.uds} {node}")
@@ -115,7 +120,8 @@ def block(config: ServeConfig, listener: Listener, key_file: Path | None) -> Non
         say(f"  ssh -N -L {listener.port}:{target}:{listener.port} {node}")
         local = f"http://localhost:{listener.port}/"
         here = local if is_loopback(config.host) else f"{url}/, through the tunnel {local}"
-        say(f"Chat in a browser: {here}")
+        if chats:
+            say(f"Chat in a browser: {here}")
     say(f"Stop it with Ctrl-C here, or: kill {os.getpid()}")
 
 

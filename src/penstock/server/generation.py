@@ -79,10 +79,11 @@ class Generation:
         return self.logprob_sum / max(self.generated_tokens, 1)
 
     def prefill(self) -> list[tuple[int, str, float | None]]:
-        """(id, text, logprob) of the prompt's tokens, where they were asked for."""
-        logprobs = self.prompt_logprobs or []
-        text = self._house.tokenizer.token_text
-        return [(i, text(i), shortest(p)) for i, p in zip(self.request.prompt_ids, logprobs, strict=False)]
+        """(id, text, logprob) of the tokens that the decoder was given, where they were asked for: the prompt's, or the
+        one that it begins with where an encoder reads the prompt."""
+        logprobs, start_id = self.prompt_logprobs or [], self._house.limits.start_id
+        text, ids = self._house.tokenizer.token_text, self.request.prompt_ids if start_id is None else [start_id]
+        return [(i, text(i), shortest(p)) for i, p in zip(ids, logprobs, strict=False)]
 
     def __enter__(self) -> Generation:
         self.timings.submitted = time.monotonic()

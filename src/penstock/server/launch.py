@@ -58,7 +58,7 @@ def serve(config: ServeConfig, offline: bool | None = None, first_visitor: Visit
         began = time.monotonic()
         if config.launcher:
             launcher_log.begin(config)
-        snapshot = resolve(config.model, config.revision, offline=offline)
+        snapshot = resolve(config.model, config.revision, offline=offline, code=config.engine.trust_remote_code)
         announce.stage(Stage("resolve", str(snapshot.path), time.monotonic() - began))
         if config.launcher:
             launcher_log.found(config, snapshot)
@@ -69,7 +69,11 @@ def serve(config: ServeConfig, offline: bool | None = None, first_visitor: Visit
             name: str(resolve_adapter(source, offline=offline)) for name, source in config.engine.adapters.items()
         }
         engine = msgspec.structs.replace(
-            config.engine, model_path=str(snapshot.path), model_name=snapshot.name, adapters=adapters
+            config.engine,
+            model_path=str(snapshot.path),
+            model_name=snapshot.name,
+            trust_remote_code=snapshot.trusted,
+            adapters=adapters,
         )
         config = msgspec.structs.replace(config, engine=engine)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -160,7 +164,7 @@ class Launch:
             if self._visitor is not None:
                 visit = asyncio.to_thread(self._visitor, self._listener.url, self._listener.uds, self._key_file)
                 await _first(asyncio.ensure_future(visit), stopping, giving_up)
-            self._show_block()
+            self._show_block(template is not None)
             await _first(stopping, giving_up, serving)
             if self._engine.failure is not None:
                 raise self._engine.failure
@@ -205,9 +209,9 @@ class Launch:
     def _key_file(self) -> Path | None:
         return None if self._keys is None else self._keys.file
 
-    def _show_block(self) -> None:
-        """What to paste, and the line for programs."""
-        announce.block(self._config, self._listener, self._key_file)
+    def _show_block(self, chats: bool) -> None:
+        """What to paste, and the line for programs. chats: the model has a chat template."""
+        announce.block(self._config, self._listener, self._key_file, chats)
         if self._config.json_ready:
             announce.ready_line(self._config, self._listener, self._key_file)
         if self._config.launcher:

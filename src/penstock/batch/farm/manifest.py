@@ -58,11 +58,12 @@ _DECIDES_TEXT = ("dtype", "quantize")
 
 
 class ModelCopy(msgspec.Struct, frozen=True, kw_only=True):
-    """A model folder that every node can read. name: as it was asked for."""
+    """A model folder that every node can read. name: as it was asked for. trusted: its own Python code may run."""
 
     name: str
     path: str
     sha256: str
+    trusted: bool = False
 
 
 class InputStamp(msgspec.Struct, frozen=True, kw_only=True):

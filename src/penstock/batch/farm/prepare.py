@@ -166,7 +166,9 @@ def _check_source(spool: Spool, stamp: InputStamp) -> None:
 
 
 def _copy(snapshot: Snapshot) -> ModelCopy:
-    return ModelCopy(name=snapshot.name, path=str(snapshot.path), sha256=fingerprint(snapshot.path))
+    return ModelCopy(
+        name=snapshot.name, path=str(snapshot.path), sha256=fingerprint(snapshot.path), trusted=snapshot.trusted
+    )
 
 
 def _check_tokenizers(models: dict[str, ModelCopy], name: str, line: int) -> None:

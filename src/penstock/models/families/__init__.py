@@ -17,6 +17,7 @@ from penstock.hub.config import read_config, read_settings
 from penstock.kernels.norms import ACTIVATIONS
 from penstock.models.config import DecoderConfig, WeightMap
 from penstock.models.family import Family
+from penstock.models.reader import refuse_quantized
 
 FAMILIES: dict[str, Family] = {}
 for _module in pkgutil.iter_modules(__path__):
@@ -33,24 +34,24 @@ def describe(
     """
     raw = read_config(folder)
     kind = raw.get("model_type")
-    if not isinstance(kind, str) or kind not in FAMILIES:
+    if not is_described(raw):
         asked = ", ".join(map(str, raw.get("architectures") or [kind]))
         raise ModelError(
             f"unsupported architecture: {asked} (model_type {kind!r})",
             f"supported model types: {', '.join(FAMILIES)}",
         )
-    if raw.get("quantization_config"):
-        settings = raw["quantization_config"]
-        method = settings.get("quant_method") if isinstance(settings, dict) else settings
-        raise ModelError(
-            f"the checkpoint is quantized ({method}), which is not supported yet",
-            hint="use the unquantized checkpoint of the same model",
-        )
-    config, names = FAMILIES[kind].read(raw)
+    refuse_quantized(raw)
+    config, names = FAMILIES[str(kind)].read(raw)
     _check(config)
     if rope_scaling or rope_factor:
         config = _override_rope(config, rope_scaling or "linear", rope_factor or 1.0)
-    return replace(config, eos_ids=_eos_ids(folder, raw)), names
+    return replace(config, eos_ids=read_eos_ids(folder, raw)), names
+
+
+def is_described(raw: Mapping[str, Any]) -> bool:
+    """Whether a family describes the model of this config.json."""
+    kind = raw.get("model_type")
+    return isinstance(kind, str) and kind in FAMILIES
 
 
 def _check(config: DecoderConfig) -> None:
@@ -80,7 +81,7 @@ def _override_rope(config: DecoderConfig, kind: str, factor: float) -> DecoderCo
     return replace(config, rope=rope, layer_ropes=ropes, max_positions=int(config.max_positions * factor))
 
 
-def _eos_ids(folder: Path, raw: Mapping[str, Any]) -> tuple[int, ...]:
+def read_eos_ids(folder: Path, raw: Mapping[str, Any]) -> tuple[int, ...]:
     """End-of-sequence ids: generation_config.json's, else config.json's (one id or a list)."""
     for source in (read_settings(folder, "generation_config.json"), raw):
         value = source.get("eos_token_id")

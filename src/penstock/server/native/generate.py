@@ -121,7 +121,8 @@ class Native:
             raise invalid(refused.what) from None
 
     def _generation(self, request: EngineRequest, order: rules.Order, arrived: float) -> Generation:
-        stream = TextStream(self._house.tokenizer, request.prompt_ids, order.stop)
+        continued = self._house.limits.continued(request.prompt_ids)
+        stream = TextStream(self._house.tokenizer, continued, order.stop)
         return Generation(self._house, request, stream, arrived)
 
 

@@ -102,6 +102,9 @@ class Completions:
         top_n = alternatives(body.logprobs, "logprobs", house)
         asked = wanted(body)
         scored = body.logprobs is not None
+        if scored and body.echo and house.limits.start_id is not None:
+            words = "`echo` with `logprobs` scores the prompt, which this model's encoder reads and does not predict"
+            raise invalid(words, "logprobs")
         return replace(
             basic,
             logprobs=scored or count > (body.n or 1),

@@ -82,7 +82,7 @@ class Runs:
 
     def _shares(self, group: Sequence[Generation]) -> bool:
         """Whether the others gain anything by waiting for the first."""
-        if not self._house.config.engine.prefix_caching:
+        if not self._house.config.engine.prefix_caching or self._house.limits.start_id is not None:
             return False
         return len(group[0].request.prompt_ids) > self._house.limits.block_size
 

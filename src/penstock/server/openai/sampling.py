@@ -83,7 +83,7 @@ class Order:
     def _generation(self, house: House, request: EngineRequest, arrived: float) -> Generation:
         stream = TextStream(
             house.tokenizer,
-            request.prompt_ids,
+            house.limits.continued(request.prompt_ids),
             self.stop,
             include_stop=self.include_stop,
             skip_special_tokens=self.skip_special_tokens,
