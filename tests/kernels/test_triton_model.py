@@ -53,7 +53,7 @@ def load(weight: Tensor, bias: Tensor | None = None) -> Linear:
 
 
 def load_gated(gate: Tensor, up: Tensor, activation: str, *biases: Tensor | None) -> Gated:
-    return GatedPanels(product.pack("bf16", (gate, up), biases or (None, None), activation))
+    return GatedPanels(product.pack("bf16", (gate, up), biases or (None, None), activation), activation)
 
 
 def test_a_model_computes_the_same(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from penstock.kernels.triton.matvec import matvec
 
 GROUP = 32  # inputs that share a scale in 4 bits
 _REACHES = (-8.6, -8.0, -7.4, 7.0, 7.6, 8.2)  # what the largest weight of a group is tried as; -8 is the furthest
+_AT_ONCE = 2**26  # weights that are quantized at a time
 _VECTOR_ROWS = {"plain": 2, "fp8": 1, "int8": 1, "int4": 1}  # more are quicker on the matrix units
 _STRIP_ROWS = {"plain": 64, "fp8": 64, "int8": 256, "int4": 256}  # more are quicker by the vendor's library
 
@@ -46,7 +47,9 @@ class DeviceMatrix:
 
 def can_multiply(form: str, weight: Tensor) -> bool:
     """Whether a matrix [out, in] can be packed in a form (bf16, fp8, int8, int4)."""
-    return weight.dtype in (torch.bfloat16, torch.float16) and (form != "int4" or weight.shape[1] % (2 * GROUP) == 0)
+    if form == "int4" and weight.shape[1] % (2 * GROUP) != 0:
+        return False
+    return weight.dtype in (torch.bfloat16, torch.float16) and (form != "fp8" or reads_fp8(weight.device))
 
 
 def pack(
@@ -54,9 +57,12 @@ def pack(
 ) -> DeviceMatrix:
     """Pack a matrix [out, in], or the two of a gated MLP, whose activation is one of KINDS."""
     n, k = weights[0].shape
-    parts = [_QUANTIZE[form](w) for w in weights]
-    stored = torch.cat([values for values, _scales in parts]) if len(parts) > 1 else parts[0][0].contiguous()
-    scales = [s for _values, s in parts if s is not None]
+    scales = None
+    if form == "bf16":  # one that is the embedding too is not copied
+        stored = weights[0].contiguous() if len(weights) == 1 else torch.cat(weights)
+    else:  # some rows at a time, so that little memory is taken beside the result
+        parts = [_QUANTIZE[form](rows) for w in weights for rows in w.split(max(1, _AT_ONCE // k))]
+        stored, scales = torch.cat([values for values, _ in parts]), torch.cat([scales for _, scales in parts])
     given = [b for b in biases if b is not None]
     if given:  # a gated MLP may have a bias on one half only
         given = [weights[0].new_zeros(n) if b is None else b for b in biases]
@@ -64,14 +70,16 @@ def pack(
     return DeviceMatrix(
         "plain" if form == "bf16" else form,
         stored,
-        torch.cat(scales) if scales else None,
+        scales,
         torch.cat(given) if given else None,
         *(n, k, gate),
     )
 
 
-def _as_it_is(weight: Tensor) -> tuple[Tensor, None]:
-    return weight, None
+@cache
+def reads_fp8(device: torch.device) -> bool:
+    """Whether the card can read 8-bit floats (e4m3): NVIDIA's since compute capability 8.9."""
+    return device.type != "cuda" or rocm() or torch.cuda.get_device_capability(device) >= (8, 9)
 
 
 def _to_fp8(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,7 +118,7 @@ def _to_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
     return bits[:, : k // 2] | bits[:, k // 2 :] << 4, best.squeeze(2).bfloat16()
 
 
-_QUANTIZE = {"bf16": _as_it_is, "fp8": _to_fp8, "int8": _to_int8, "int4": _to_int4}
+_QUANTIZE = {"fp8": _to_fp8, "int8": _to_int8, "int4": _to_int4}
 
 
 def widened(matrix: DeviceMatrix, dtype: torch.dtype) -> Tensor:
