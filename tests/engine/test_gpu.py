@@ -3,6 +3,7 @@ engine with the card's numbers made up."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from penstock.engine.config import EngineConfig
 from penstock.engine.gpu import load_on_gpu
 from penstock.engine.graphs import DecodeGraphs, usable_sizes
 from penstock.engine.loop import EngineLoop
+from penstock.engine.open import device_of
 from penstock.engine.request import EngineRequest, Stage
 from penstock.engine.rows import DeviceRows
 from penstock.errors import EnvironmentFault, ResourceError, UsageError
@@ -158,3 +160,16 @@ def test_padding_reads_and_writes_nothing() -> None:
     assert step.positions.tolist() == [19, 0, 0]
     assert step.slots.tolist() == [6 * 16 + 3, 0, -1]
     assert len(step.groups) == 2  # one each, none for the padding
+
+
+def test_what_a_gpu_does_not_run_stays_on_the_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "cards", lambda: [cuda.Card(0, "A card", GIB, "9.0", "CUDA 13.0")])
+    for model_type, device in (("llama", "cuda"), ("t5", "cpu"), ("xglm", "cpu")):
+        folder = tmp_path / model_type
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
+        assert device_of(EngineConfig(str(folder))).type == device
+        assert device_of(EngineConfig(str(folder), device="cpu")).type == "cpu"
+        if device == "cpu":
+            with pytest.raises(UsageError, match="processor only"):
+                device_of(EngineConfig(str(folder), device="cuda"))

@@ -87,6 +87,11 @@ def free_and_total(device: torch.device) -> tuple[int, int]:
     return free, total
 
 
+def has_fp8(device: torch.device) -> bool:
+    """Whether a card reads 8-bit floats: NVIDIA's since compute capability 8.9, AMD's that ROCm drives."""
+    return device.type != "cuda" or bool(torch.version.hip) or torch.cuda.get_device_capability(device) >= (8, 9)
+
+
 def describe(device: torch.device) -> str:
     """A card in words, and this process told to use it."""
     torch.cuda.set_device(device)

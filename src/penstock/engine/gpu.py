@@ -17,7 +17,7 @@ from penstock.engine.config import EngineConfig
 from penstock.engine.graphs import usable_sizes
 from penstock.engine.load import Clock, LoadedModel
 from penstock.engine.request import EngineRequest, EngineStats, Limits, Sampling, Stage
-from penstock.errors import ModelError, ResourceError
+from penstock.errors import ModelError, ResourceError, UsageError
 from penstock.models.decoder import Decoder
 from penstock.plan.memory import GIB, CardMemory, human, plan_card
 
@@ -36,6 +36,8 @@ def load_on_gpu(config: EngineConfig, device: torch.device, on_stage: Callable[[
     name = cuda.describe(device)
     free, total = cuda.free_and_total(device)
     clock.done("device", f"{name}, {human(free)} free")
+    if (config.quantize == "fp8" or config.kv_cache_dtype is not None) and not cuda.has_fp8(device):
+        raise UsageError(f"{name} has no 8-bit floats", hint="take --quantize int8, and leave --kv-cache-dtype out")
     checkpoint = Checkpoint.read(config, device, clock)
     rows, budget = checkpoint.batch(config, _STEP_TOKENS)
     given = read_given(config, checkpoint.decoder, checkpoint.names)

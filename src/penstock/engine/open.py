@@ -23,7 +23,9 @@ def device_of(config: EngineConfig) -> torch.device:
     """Where the model computes: on a GPU those that are our decoder, all others on the processor so far. Raises
     UsageError where another is asked for, EnvironmentFault where there is no such GPU."""
     device, folder = choose_device(config.device), Path(config.model_path)
-    if device.type == "cpu" or (not encodes(folder) and is_described(read_config(folder))):
+    if device.type == "cpu":
+        return device
+    if not encodes(folder) and is_described(read_config(folder)) and describe_vision(folder) is None:
         return device
     if config.device == "auto":
         return torch.device("cpu")
