@@ -149,7 +149,7 @@ def test_eight_adapters_in_one_batch(base: Path, adapters: dict[str, Path]) -> N
 
 
 @pytest.mark.skipif(not products.COMPILED, reason="the compiled products are not there")
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", [form for form in FORMATS if form != "fp8"])  # which is for GPUs
 def test_stored_formats(form: str, base: Path, adapters: dict[str, Path]) -> None:
     """Rows of the base are the same bits beside adapters; an adapted row is the merged model's, but for rounding."""
     rows = made_prompts(4, 40, 512, seed=3)

@@ -254,7 +254,7 @@ EXTREMES = [None, True, "1", [], {}, -1, 0, 1, 2**31, 2**63, 2**64, 1e-320, 1e30
 FIELDS = [
     "best_of", "temperature", "repetition_penalty", "frequency_penalty", "top_k", "top_p", "typical_p", "do_sample",
     "return_full_text", "stop", "truncate", "watermark", "details", "decoder_input_details", "seed", "top_n_tokens",
-    "grammar", "adapter_id", "max_new_tokens",
+    "grammar", "adapter_id", "max_new_tokens", "deterministic",
 ]  # fmt: skip
 
 

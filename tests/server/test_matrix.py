@@ -23,12 +23,12 @@ RAW = ["NaN", "Infinity", "-Infinity", "1e999", "01", "-", '"\\ud800"', "9" * 10
 NATIVE = [
     "best_of", "temperature", "repetition_penalty", "frequency_penalty", "top_k", "top_p", "typical_p", "do_sample",
     "max_new_tokens", "return_full_text", "stop", "truncate", "watermark", "details", "decoder_input_details", "seed",
-    "top_n_tokens", "grammar", "adapter_id",
+    "top_n_tokens", "grammar", "adapter_id", "deterministic",
 ]  # fmt: skip
 OPENAI = [
     "model", "max_tokens", "temperature", "top_p", "top_k", "min_p", "n", "stop", "seed", "logprobs", "logit_bias",
     "presence_penalty", "frequency_penalty", "repetition_penalty", "stream", "stream_options", "ignore_eos",
-    "min_tokens", "stop_token_ids", "response_format", "user",
+    "min_tokens", "stop_token_ids", "response_format", "user", "deterministic",
 ]  # fmt: skip
 CHAT = [
     "top_logprobs",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -257,3 +258,25 @@ def test_request_ids_are_echoed_or_made(server: Server) -> None:
     assert server.get("/health", x_request_id="abc-1").headers["x-request-id"] == "abc-1"
     made = server.get("/health", x_request_id="bad id").headers["x-request-id"]
     assert len(made) == 32
+
+
+def test_a_deterministic_request_has_the_same_bits_in_company(server: Server) -> None:
+    """Alone, and among others, on the native and on OpenAI's routes; draws without a seed are those of seed 0."""
+    asked = {"max_new_tokens": 12, "details": True, "deterministic": True, "temperature": 0.9}
+    chosen = {"prompt": PROMPT, "max_tokens": 12, "temperature": 0.9, "deterministic": True, "logprobs": 1}
+
+    def both() -> tuple[Any, Any]:
+        native, completion = generate(server, **asked), server.post("/v1/completions", chosen)
+        assert completion.status == 200, completion.text
+        return native["details"]["tokens"], completion.json()["choices"][0]["logprobs"]
+
+    alone = both()
+    with ThreadPoolExecutor(6) as pool:
+        others = [pool.submit(generate, server, PROMPT * n, max_new_tokens=40) for n in range(1, 7)]
+        for _ in range(3):
+            assert both() == alone
+        for other in others:
+            other.result()
+    assert [token["logprob"] for token in alone[0]] == pytest.approx(alone[1]["token_logprobs"])
+    refused = server.post("/generate", {"inputs": PROMPT, "parameters": {"deterministic": "yes"}})
+    assert refused.status == 422

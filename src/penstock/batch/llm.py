@@ -71,7 +71,8 @@ class LLM:
     ...     print(llm.generate("Once upon a time", max_new_tokens=8).text)
 
     model: `demo`, a folder, or a hub name ORG/NAME[@REVISION]. dtype: auto, float32, bfloat16 or float16; quantize:
-    none, int8 or int4. The limits are in tokens and sequences; None derives them from the model and the memory.
+    none, int8 or int4, on a GPU also fp8. The limits are in tokens and sequences; None derives them from the model and
+    the memory. device: auto, cpu, cuda or cuda:I; cuda_memory_fraction: the share of the whole GPU that may be taken.
     adapters: LoRA adapters by name, each a folder or ORG/NAME[@REVISION]; a call takes one with `adapter="name"`.
     trust_remote_code: the model's own Python code may run where it needs it, of a folder or of a full commit. progress:
     show a bar while several prompts run; None shows it on a terminal and in a notebook.
@@ -95,6 +96,9 @@ class LLM:
         memory_fraction: float = 0.9,
         prefix_caching: bool = True,
         threads: int | None = None,
+        device: str = "auto",
+        cuda_memory_fraction: float = 0.9,
+        kv_cache_dtype: str | None = None,
         trust_remote_code: bool = False,
         adapters: Mapping[str, str | os.PathLike[str]] | None = None,
         progress: bool | None = None,
@@ -114,6 +118,9 @@ class LLM:
             memory_fraction=memory_fraction,
             prefix_caching=prefix_caching,
             threads=threads,
+            device=device,
+            cuda_memory_fraction=cuda_memory_fraction,
+            kv_cache_dtype=kv_cache_dtype,
             trust_remote_code=snapshot.trusted,
             adapters={
                 name: str(resolve_adapter(os.fspath(source), offline=offline))

@@ -117,7 +117,7 @@ def static(model: str, **options: Any) -> int:
                 result.batches.append(bench.Batch.of(workload, runs))
     watch.stop()
     if result.batches and not interrupted and not options["no_limits"]:
-        result.machine = measure(options["threads"] or usable_cores())
+        result.machine = measure(options["threads"] or usable_cores(), device=engine.limits.device)
     if options["report"]:
         result.report = watch.report(engine, options, result.machine)
     _print(result, options)

@@ -143,14 +143,17 @@ def check_gpus() -> Check:
     """GPUs that torch sees, and those that are there but not seen."""
     import torch
 
-    if torch.cuda.is_available():
-        cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-        return Check("gpus", "ok", ", ".join(f"{c.name} {c.total_memory / GIB:.0f} GiB" for c in cards))
+    from penstock.devices import cuda
+
+    found = cuda.cards()
+    if found:
+        free = [cuda.free_and_total(torch.device("cuda", card.index))[0] / GIB for card in found]
+        return Check("gpus", "ok", "; ".join(f"{card}, {n:.1f} GiB free" for card, n in zip(found, free, strict=True)))
     if Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists():
         return Check(
             "gpus",
             "warn",
-            "a GPU is here, but torch cannot use it",
+            f"a GPU is here, but torch cannot use it: {cuda.why_none()}",
             "Install torch's CUDA or ROCm build; check the driver.",
         )
     return Check("gpus", "ok", "none; the processor does the work")

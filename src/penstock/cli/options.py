@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from penstock.hub.snapshot import Snapshot
 
 F = TypeVar("F", bound=Callable[..., Any])
+KV_DTYPES = ("fp8_e4m3fn", "fp8_e5m2")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-_FORMATS = ("none", "bf16", "int8", "int4", "auto")
+_FORMATS = ("none", "bf16", "fp8", "int8", "int4", "auto")
 _NEAREST = {"eetq": "int8", "bitsandbytes": "int8", "bitsandbytes-nf4": "int4", "bitsandbytes-fp4": "int4"}
-_STORED = ("awq", "compressed-tensors", "exl2", "gptq", "marlin", "fp8")
+_STORED = ("awq", "compressed-tensors", "exl2", "gptq", "marlin")
 
 
 class FiniteFloat(click.ParamType):
@@ -80,6 +81,21 @@ class PortRange(click.ParamType):
         return int(low), int(high)
 
 
+class DecodeSizes(click.ParamType):
+    """Batch sizes with commas between them; 0 is none at all."""
+
+    name = "sizes"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """The sizes in order, or click's usage error."""
+        if isinstance(value, list | tuple):  # from a TOML file
+            value = ",".join(map(str, value))
+        parts = [part.strip() for part in str(value).split(",")]
+        if not all(part.isdecimal() and int(part) <= 4096 for part in parts):
+            self.fail(f"{value!r} is not a list of batch sizes such as 1,2,4,8.", param, ctx)
+        return tuple(sorted({int(part) for part in parts} - {0}))
+
+
 def stack(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     """Several options as one decorator, shown by --help in the order given."""
 
@@ -92,7 +108,7 @@ def stack(*decorators: Callable[[F], F]) -> Callable[[F], F]:
 
 
 class WeightFormat(click.ParamType):
-    """none, int8 or int4; TGI's names of formats that quantize while loading mean the nearest of ours.
+    """none, fp8, int8 or int4; TGI's names of formats that quantize while loading mean the nearest of ours.
 
     Its names of formats that a checkpoint comes in ask for what config.json says anyway: see `weight_format`.
     """
@@ -146,6 +162,28 @@ engine_options = stack(
         default=0.9,
         show_default=True,
         help="Share of the free memory that weights and KV may take.",
+    ),
+    click.option(
+        "--kv-cache-gib", type=FiniteFloat(0, 1e6, above_low=True), help="GiB of KV memory.  [default: what is left]"
+    ),
+    click.option(
+        "--device", default="auto", show_default=True, metavar="[auto|cpu|cuda[:I]]", help="Where the model computes."
+    ),
+    click.option(
+        "--cuda-memory-fraction",
+        type=FiniteFloat(0, 1, above_low=True),
+        default=0.9,
+        show_default=True,
+        help="Share of the whole GPU that this process may take.",
+    ),
+    click.option(
+        "--kv-cache-dtype", type=click.Choice(KV_DTYPES), help="Of a GPU's KV cache.  [default: that of the weights]"
+    ),
+    click.option(
+        "--cuda-graphs",
+        type=DecodeSizes(),
+        metavar="N,N,...",
+        help="Batch sizes whose decoding is captured; 0: none.  [default: 1,2,4 ... 512]",
     ),
 )
 

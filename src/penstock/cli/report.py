@@ -48,7 +48,7 @@ class Watch:
         from penstock.engine.report import RunReport
 
         seconds, joules, disk = self.stop()
-        limits = limits or measure(options["threads"] or usable_cores())
+        limits = limits or measure(options["threads"] or usable_cores(), device=engine.limits.device)
         report = RunReport.of(
             self._model,
             engine.current_stats(),

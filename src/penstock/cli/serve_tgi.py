@@ -40,7 +40,6 @@ _REFUSED = {
 }
 _WITHOUT_EFFECT = {
     "speculate": "there is no speculation yet; the answers are the same without",
-    "kv_cache_dtype": "the KV cache has the dtype of the weights",
     "num_shard": "one process runs the model, on all of its memory",
     "sharded": "one process runs the model, on all of its memory",
     "waiting_served_ratio": "prefill and decoding share every step",
@@ -50,8 +49,6 @@ _WITHOUT_EFFECT = {
     "master_addr": "one process runs the model",
     "master_port": "one process runs the model",
     "disable_custom_kernels": "there are none to disable",
-    "cuda_memory_fraction": "this version computes on the CPU; --memory-fraction is for any memory",
-    "cuda_graphs": "this version computes on the CPU",
     "usage_stats": "Penstock sends nothing to anybody",
     "env": "`penstock doctor` tells about the machine",
     "ngrok_authtoken": "there is no ngrok",
@@ -65,7 +62,6 @@ def _hidden(flag: str, **settings: Any) -> Any:
 
 _FLAGS = ("ngrok", "disable_custom_kernels")
 _TYPES: dict[str, Any] = {
-    "kv_cache_dtype": click.Choice(["fp8_e4m3fn", "fp8_e5m2"]),
     "usage_stats": click.Choice(["on", "off", "no-stack"]),
     "num_shard": click.IntRange(1),
     "sharded": bool,
@@ -74,7 +70,6 @@ _TYPES: dict[str, Any] = {
     "max_waiting_tokens": click.IntRange(0),
     "prometheus_port": click.IntRange(0, 65535),
     "master_port": click.IntRange(0),
-    "cuda_memory_fraction": float,
 }
 
 

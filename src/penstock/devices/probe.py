@@ -1,6 +1,7 @@
 """What this machine's memory and arithmetic reach, measured in a few seconds: the yardstick of every benchmark.
 
 `python -m penstock.devices.probe` measures in a process of its own, with the threads of an engine; `measure` starts it.
+Of a GPU it is the card's memory and matrix units that are measured.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from penstock.errors import EnvironmentFault
 
 READ_BYTES = 2**29  # far above any last-level cache
 SIDE = 2048  # of the square matrices that are multiplied
+_CARD_SIDE = 8192  # the same on a GPU
 SECONDS = 0.4  # for each quantity
 FORMATS = ("float32", "bfloat16", "int8")
 
@@ -39,13 +41,16 @@ class MachineLimits:
         return self.flops.get(name, self.flops["float32"])
 
 
-def measure(threads: int | None = None, seconds: float = SECONDS, *, products: bool = True) -> MachineLimits:
+def measure(
+    threads: int | None = None, seconds: float = SECONDS, *, products: bool = True, device: str = "cpu"
+) -> MachineLimits:
     """Measure in a process of its own, so that neither a loaded model nor a missing torch is in the way.
 
-    products: also measure matrix products, else the memory alone. Raises EnvironmentFault when that process fails.
+    products: also measure matrix products, else the memory alone. device: cpu, or a GPU as torch names it. Raises
+    EnvironmentFault when that process fails.
     """
     command = [sys.executable, "-m", "penstock.devices.probe", "--seconds", str(seconds)]
-    command += [] if products else ["--memory"]
+    command += ["--device", device, *([] if products else ["--memory"])]
     command += [] if threads is None else ["--threads", str(threads)]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode != 0:
@@ -69,6 +74,33 @@ def _probe(threads: int, seconds: float, products: bool) -> MachineLimits:
         except RuntimeError:  # this build of torch, or this processor, has no such product
             continue
     return MachineLimits(threads, READ_BYTES / _median(reads), READ_BYTES / min(reads), flops)
+
+
+def _probe_card(device: str, threads: int, seconds: float, products: bool) -> MachineLimits:
+    """What a copy moves, read and written, and what products of large matrices reach."""
+    import torch
+
+    torch.cuda.set_device(device)
+    size = min(2**32, torch.cuda.mem_get_info()[0] // 4)
+    source = torch.randint(0, 255, (size,), dtype=torch.uint8, device=device)
+    copied = torch.empty_like(source)
+
+    def copy() -> None:
+        copied.copy_(source)
+        torch.cuda.synchronize()
+
+    def multiply() -> None:
+        torch.matmul(a, b, out=c)
+        torch.cuda.synchronize()
+
+    copies = _times(copy, seconds)
+    flops = {}
+    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)) if products else ():
+        a, b, c = (torch.randn(_CARD_SIDE, _CARD_SIDE, device=device).to(dtype) for _ in range(3))
+        flops[name] = 2.0 * _CARD_SIDE**3 / min(_times(multiply, seconds))
+    if "bfloat16" in flops:  # 8-bit weights meet 16-bit rows in all but the largest steps
+        flops["int8"] = flops["bfloat16"]
+    return MachineLimits(threads, 2 * size / _median(copies), 2 * size / min(copies), flops)
 
 
 def _product(name: str) -> Callable[[], object]:
@@ -110,9 +142,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for each quantity")
     parser.add_argument("--memory", action="store_true", help="no matrix products")
+    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     threads = bind_threads(args.threads)  # before torch is imported
-    print(json.dumps(asdict(_probe(threads, args.seconds, not args.memory))))
+    if args.device == "cpu":
+        limits = _probe(threads, args.seconds, not args.memory)
+    else:
+        limits = _probe_card(args.device, threads, args.seconds, not args.memory)
+    print(json.dumps(asdict(limits)))
 
 
 if __name__ == "__main__":

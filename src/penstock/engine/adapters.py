@@ -15,6 +15,7 @@ from penstock.errors import InvalidRequest, ModelError, ResourceError, UsageErro
 from penstock.models.adapter_file import AdapterFile
 from penstock.models.config import DecoderConfig, WeightMap
 from penstock.models.lora import Adapter
+from penstock.models.tensors import CPU
 from penstock.plan.memory import human
 
 
@@ -29,13 +30,21 @@ class LoadedAdapter:
 class Adapters:
     """Adapters by name. A sequence holds its own, so one that is forgotten here lives until its last sequence ends.
 
-    Of a model in `decoder` (None: it takes no adapters), `names` and `dtype`. room: bytes for all of them.
+    Of a model in `decoder` (None: it takes no adapters), `names` and `dtype`. room: bytes for all of them. device:
+    where they lie.
     """
 
     def __init__(
-        self, config: EngineConfig, decoder: DecoderConfig | None, names: WeightMap, dtype: torch.dtype, room: int
+        self,
+        config: EngineConfig,
+        decoder: DecoderConfig | None,
+        names: WeightMap,
+        dtype: torch.dtype,
+        room: int,
+        device: torch.device = CPU,
     ) -> None:
         self._config, self._decoder, self._names, self._dtype, self._room = config, decoder, names, dtype, room
+        self._device = device
         self._numbers = itertools.count()
         self._loaded: dict[str, LoadedAdapter] = {}
         self._alive: weakref.WeakSet[Adapter] = weakref.WeakSet()  # also those that are forgotten but still run
@@ -63,6 +72,8 @@ class Adapters:
     def add(self, name: str, file: AdapterFile) -> None:
         """Load an adapter that was checked already. Raises ModelError."""
         weights = file.load(self._dtype)
+        if self._device.type != "cpu":
+            weights = weights.to(self._device)
         self._loaded[name] = LoadedAdapter(weights, next(self._numbers).to_bytes(8, "little"))
         self._alive.add(weights)
 

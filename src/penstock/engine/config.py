@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+DECODE_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+
 
 class EngineConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     """Options of one engine. None means: derive it from the model, the memory and the processor.
@@ -12,6 +14,9 @@ class EngineConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     is bytes. max_batch_prefill_tokens is the budget of one step (the chunk size of prefill), max_batch_total_tokens
     the number of KV slots, max_batch_size the number of sequences that run together. trust_remote_code: Python code in
     the model's folder may run. offload_folder: where weights lie that fit no memory and must be written anew.
+
+    device: auto, cpu, cuda or cuda:I. What begins with cuda_ and kv_cache_dtype are for GPUs alone. cuda_graphs: batch
+    sizes whose steps of decoding are captured; empty for none.
     """
 
     model_path: str
@@ -28,6 +33,11 @@ class EngineConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     block_size: int = 16
     prefix_caching: bool = True
     memory_fraction: float = 0.9  # share of the free memory that weights and KV may take
+    device: str = "auto"
+    kv_cache_dtype: str | None = None  # fp8_e4m3fn or fp8_e5m2; None is the working type
+    kv_cache_gib: float | None = None  # memory of the KV cache
+    cuda_memory_fraction: float = 0.9  # share of the whole card that this engine may take
+    cuda_graphs: tuple[int, ...] = DECODE_SIZES
     threads: int | None = None
     rope_scaling: str | None = None  # linear or dynamic, overrides the checkpoint's
     rope_factor: float | None = None

@@ -40,7 +40,8 @@ class HeldRows:
         self, sequences: list[Sequence], logits: Tensor | None, patience: float
     ) -> tuple[list[Sequence], Tensor | None]:
         """The rows to choose now: those of this step whose mask is there or comes within `patience` seconds, and those
-        that were held and are ready. The others are held. Nobody waits for what is known to be slow.
+        that were held and are ready. The others are held. Nobody waits for what is known to be slow. A deterministic
+        one is chosen alone: of several rows, sums may be made in another order.
 
         logits: [n, vocab], row i for sequences[i]; None where n is 0.
         """
@@ -53,7 +54,12 @@ class HeldRows:
                 self._rows.pop(sequence, None)  # of before a preemption
         if len(on_time) == len(sequences) and not self._rows:
             return sequences, logits
-        due = [s for s in self._rows if s not in sequences and s.cursor is not None and s.cursor.ready()]
+        due = [s for s in self._rows if s not in sequences and (s.cursor is None or s.cursor.ready())]
+        single = [s for s in due if s.request.deterministic]
+        if any(s.request.deterministic for s in sequences):  # it has the step to itself
+            due = []
+        elif single:
+            due, on_time = single[:1], []
         parts = [self._rows[s].unsqueeze(0) for s in due]
         if logits is not None:
             late = set(range(len(sequences))) - set(on_time)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from penstock.devices import cuda
 from penstock.devices.allocator import keep_freed_memory
 from penstock.devices.cpu import choose_dtype
 from penstock.devices.memory import available_bytes
@@ -32,12 +33,14 @@ from penstock.models.fallback.config import TransformersConfig
 from penstock.models.families import describe, describe_vision
 from penstock.models.inputs import KVCache
 from penstock.models.model import Model
+from penstock.models.tensors import CPU
 from penstock.models.vision import VisionTower, tower_entries
-from penstock.plan.memory import Footprint, KVPlan, human, longest_that_fits, plan_kv
+from penstock.plan.memory import GIB, Footprint, KVPlan, human, longest_that_fits, plan_kv
 from penstock.plan.work import PairCost, StepCost
 
 HEAD_ROWS = 64  # rows of scores at a time where every prompt position is scored
 _TOWER_BYTES = 2**28  # what a vision tower's intermediate results may take: pieces of an image, a layer at a time
+_NOT_HERE = "; --kv-cache-dtype is for GPUs, and has no effect"
 _STEP_TOKENS = 2048  # default budget of a step: enough rows for full speed of the matrix products
 
 
@@ -65,10 +68,10 @@ def load_decoder(config: EngineConfig, clock: Clock) -> LoadedModel:
     folder = Path(config.model_path)
     described, names = _describe(folder, config)
     entries = None if config.dummy_weights else read_weights(folder)
-    name, dtype, text = _choose_format(config, described, names, entries)
+    name, dtype, text = choose_format(config, described, names, entries)
     form = FORMATS[name]
     vision = None if isinstance(described, EncoderDecoderConfig) else describe_vision(folder)
-    weight_bytes = _weight_bytes(entries, described, names, dtype, form)
+    weight_bytes = planned_weight_bytes(entries, described, names, dtype, form)
     if vision is not None and entries is not None:
         weight_bytes += sum(prod(e.shape) for e in tower_entries(entries, names).values()) * dtype.itemsize
 
@@ -83,7 +86,7 @@ def load_decoder(config: EngineConfig, clock: Clock) -> LoadedModel:
     kv_token = plan.kv_bytes // (plan.num_blocks * plan.block_size)
     kv_text = (
         f"{plan.num_blocks * plan.block_size} tokens x {human(kv_token)} = {human(plan.kv_bytes)} "
-        f"({plan.reason}; --max-batch-total-tokens)"
+        f"({plan.reason}; --max-batch-total-tokens){'' if config.kv_cache_dtype is None else _NOT_HERE}"
     )
     adapter_text = f" + adapters {human(adapter_bytes)}" if adapter_bytes else ""
     clock.done("KV memory", f"weights {human(weight_bytes)}{adapter_text} + KV {kv_text}")
@@ -125,24 +128,39 @@ def _cost(described: Config, weight_size: float, dtype: torch.dtype) -> StepCost
     return StepCost.of(described, weight_size, dtype.itemsize)
 
 
-def _choose_format(
-    config: EngineConfig, decoder: Config, names: WeightMap, entries: dict[str, TensorEntry] | None
+def choose_format(
+    config: EngineConfig,
+    decoder: Config,
+    names: WeightMap,
+    entries: dict[str, TensorEntry] | None,
+    device: torch.device = CPU,
 ) -> tuple[str, torch.dtype, str]:
     """The name of the format, the working type, and both in words."""
     asked = config.quantize
     if asked not in (*FORMATS, "bf16", "auto"):
         raise UsageError(f"unknown format {asked!r}", hint=f"--quantize takes {', '.join(FORMATS)}, bf16, auto")
     name, reason = {"bf16": "none", "auto": "none"}.get(asked, asked), ""
+    if device.type != "cpu":
+        dtype, why = cuda.choose_dtype("bfloat16" if asked == "bf16" else config.dtype, decoder.dtype)
+        if name != "none" and dtype == torch.float32 and config.dtype == "auto":
+            dtype, why = torch.bfloat16, "what quantized matrices multiply"
+        return name, dtype, _in_words(name, dtype, why, "")
+    if name == "fp8":
+        raise UsageError("fp8 matrices are for GPUs", hint="--quantize int8 takes as few bytes on a processor")
     if asked == "auto" and products.COMPILED:
         half = available_bytes() // 2
-        fits = _weight_bytes(entries, decoder, names, torch.bfloat16, FORMATS["int8"]) <= half
+        fits = planned_weight_bytes(entries, decoder, names, torch.bfloat16, FORMATS["int8"]) <= half
         name = "int8" if fits else "int4"
         reason = ": half the bytes of bfloat16" if fits else ": 8 bits would take half of the free memory"
     dtype, why = choose_dtype(
         "bfloat16" if asked == "bf16" else config.dtype, decoder.dtype, products.COMPILED, name != "none"
     )
+    return name, dtype, _in_words(name, dtype, why, reason)
+
+
+def _in_words(name: str, dtype: torch.dtype, why: str, reason: str) -> str:
     stored = "" if name == "none" else f", its matrices in {name}{reason} (--quantize)"
-    return name, dtype, f"in {str(dtype).removeprefix('torch.')}: {why} (--dtype){stored}"
+    return f"in {str(dtype).removeprefix('torch.')}: {why} (--dtype){stored}"
 
 
 class Clock:
@@ -157,7 +175,7 @@ class Clock:
         self._since = now
 
 
-def _weight_bytes(
+def planned_weight_bytes(
     entries: dict[str, TensorEntry] | None, config: Config, names: WeightMap, dtype: torch.dtype, form: Format
 ) -> int:
     """Bytes of the weights as they will be kept; a tied matrix is kept twice, as table and as packed head. entries:
@@ -220,6 +238,9 @@ def fit(
             f"{decoder.max_positions} positions",
             hint="lower it, or stretch the positions with --rope-scaling dynamic --rope-factor N",
         )
+    slots = config.max_batch_total_tokens
+    if slots is None and config.kv_cache_gib is not None:
+        slots = int(config.kv_cache_gib * GIB) // kv_token
     total = config.max_total_tokens or _default_total(config, decoder, footprint, available)
     plan = plan_kv(
         footprint,
@@ -227,7 +248,7 @@ def fit(
         config.memory_fraction,
         config.block_size,
         total,
-        config.max_batch_total_tokens,
+        slots,
         rows,
     )
     if encodes:  # where a prompt's keys and values end, a block ends

@@ -21,7 +21,7 @@ from penstock.engine.grammar import Cursor, Grammars
 from penstock.engine.held import HeldRows
 from penstock.engine.images import Eyes, PromptImages
 from penstock.engine.load import LoadedModel
-from penstock.engine.open import open_model
+from penstock.engine.open import device_of, open_model
 from penstock.engine.prompt import Watch, is_broken, read_prompts, report
 from penstock.engine.request import (
     EngineRequest,
@@ -45,6 +45,7 @@ log = logging.getLogger("penstock.engine")
 _MAX_FAILURES = 3  # failed steps in a row before the engine gives up
 _PATIENCE, _PATIENCE_SHARE = 0.002, 0.2  # seconds that a step waits for late masks, and the share of its own time
 _NAP = 0.01  # seconds to sleep where every sequence waits for its grammar
+FAILED = "the model failed while computing this request"
 _NOT_NUMBERS = "the model's scores are not numbers; are its weights damaged?"
 
 
@@ -83,7 +84,12 @@ class EngineLoop:
 
     @classmethod
     def load(cls, config: EngineConfig, on_stage: Callable[[Stage], None] = lambda stage: None) -> EngineLoop:
-        """Load a model and run one token through it. Raises PenstockError."""
+        """Load a model onto its device and run one token through it. Raises PenstockError."""
+        device = device_of(config)
+        if device.type != "cpu":
+            from penstock.engine.gpu import load_on_gpu
+
+            return load_on_gpu(config, device, on_stage)
         loop = cls(open_model(config, on_stage), config)
         since = time.perf_counter()
         loop.warm()
@@ -103,6 +109,10 @@ class EngineLoop:
     @property
     def has_work(self) -> bool:
         return bool(self._sequences)
+
+    def prepare(self) -> bool:
+        """Use a moment without requests for what will speed up later ones. Returns whether there is more of that."""
+        return False
 
     def add(self, request: EngineRequest) -> None:
         """Queue a request. Raises InvalidRequest, and nothing else, for one that cannot run."""
@@ -159,7 +169,7 @@ class EngineLoop:
             self._failures += 1
             log.exception("a step of %d sequences failed", len(runs))
             hit = dict.fromkeys([run.sequence for run in runs] + self._held.sequences())
-            outputs += [self._fail(sequence, "the model failed while computing this request") for sequence in hit]
+            outputs += [self._fail(s, FAILED) for s in hit if self._sequences.get(s.id) is s]
             if self._failures >= _MAX_FAILURES:
                 raise RuntimeError(f"{_MAX_FAILURES} steps in a row failed") from error
         self.stats.steps += bool(runs)
@@ -351,8 +361,8 @@ class EngineLoop:
         masked part of a product."""
         for block in self._pool.forget(sequence.blocks):
             for keys, values in self._cache:
-                keys[block] = 0
-                values[block] = 0
+                keys[block].zero_()
+                values[block].zero_()
 
     def _fail(self, sequence: Sequence, text: str, invalid: bool = False) -> SequenceOutput:
         """End a sequence with an error. invalid: its own request is at fault."""

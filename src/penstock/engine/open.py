@@ -5,14 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
+from penstock.devices.cuda import choose_device
 from penstock.engine.config import EngineConfig
 from penstock.engine.load import Clock, LoadedModel, load_decoder
 from penstock.engine.load_fallback import load_transformers
 from penstock.engine.request import Stage
+from penstock.errors import UsageError
 from penstock.hub.config import read_config
 from penstock.models.encoder_decoder.config import encodes
 from penstock.models.families import describe_vision, is_described
 from penstock.plan.memory import WeightsTooLarge
+
+
+def device_of(config: EngineConfig) -> torch.device:
+    """Where the model computes: on a GPU those that are our decoder, all others on the processor so far. Raises
+    UsageError where another is asked for, EnvironmentFault where there is no such GPU."""
+    device, folder = choose_device(config.device), Path(config.model_path)
+    if device.type == "cpu" or (not encodes(folder) and is_described(read_config(folder))):
+        return device
+    if config.device == "auto":
+        return torch.device("cpu")
+    raise UsageError("this kind of model runs on the processor only, so far", hint="--device cpu, or leave it out")
 
 
 def open_model(config: EngineConfig, on_stage: Callable[[Stage], None]) -> LoadedModel:

@@ -124,7 +124,7 @@ def _serve(engine: EngineLoop, channel: Channel, bodies: list[bytes]) -> None:
                 channel.send(StepOutput([], engine.current_stats()))
         if engine.has_work:
             channel.send(engine.step())
-        bodies = channel.receive(0 if engine.has_work else None)
+        bodies = channel.receive(0 if engine.has_work or engine.prepare() else None)
 
 
 def _take(engine: EngineLoop, channel: Channel, body: bytes) -> None:

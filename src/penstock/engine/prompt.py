@@ -89,6 +89,7 @@ def _score(sequence: Sequence, hidden: Tensor, first: int, stop: int, model: Mod
     for a in range(max(sequence.computed, len(known) - 1), stop, HEAD_ROWS):
         b = min(a + HEAD_ROWS, stop)
         logits = model.logits(hidden[first + a : first + b])
-        logprobs, best = sampler.prompt_logprobs(logits, torch.tensor(sequence.ids[a + 1 : b + 1]), top_n)
+        targets = torch.tensor(sequence.ids[a + 1 : b + 1], device=logits.device)
+        logprobs, best = sampler.prompt_logprobs(logits, targets, top_n)
         known += logprobs
         top += best

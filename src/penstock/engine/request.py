@@ -139,6 +139,7 @@ class EngineRequest(msgspec.Struct, frozen=True, omit_defaults=True, tag="genera
     embed: Embed | None = None
     images: list[Image] = []  # fill the placeholder tokens of the prompt, in their order
     priority: int = 0  # lower runs first
+    deterministic: bool = False  # bit-identical in any batch: its steps are its own, and so are its cached blocks
     adapter: str | None = None  # the LoRA adapter that the model computes with, by its name
     salt: bytes = b""  # prefix cache is shared only between requests of equal salt (one per API key)
 
@@ -290,6 +291,7 @@ class Limits(msgspec.Struct, frozen=True):
     dtype: str
     num_layers: int = 0  # hidden states are numbered from 0 to this
     hidden_size: int = 0  # numbers in each
+    device: str = "cpu"  # as torch names it
     weight_size: float = 2.0  # bytes of one weight of a matrix as it is stored
     image_token: int | None = None  # stands in a prompt for each row of an image; None: the model takes no images
     start_id: int | None = None  # what the decoder begins with, where an encoder reads the prompt

@@ -85,11 +85,11 @@ def process(scores: Tensor, sequences: list[Sequence], watermark: Watermark) -> 
 def _choose_among(scores: Tensor, sequences: list[Sequence], watermark: Watermark) -> list[Token | BrokenScores]:
     """`choose` for rows that are drawn, changed, or tell more than their token. scores: [n, vocab] float32."""
     _prepare(scores, sequences, watermark)
-    simple = [i for i, s in enumerate(sequences) if _draws_simply(s.request)]
+    simple = [i for i, s in enumerate(sequences) if draws_simply(s.request)]
     others = sorted(set(range(len(sequences))) - set(simple))
     results: dict[int, Token | BrokenScores] = {}
     if simple:
-        rules = [_rule_of(sequences[i]) for i in simple]
+        rules = [draw_rule(sequences[i]) for i in simple]
         ids, logprobs = draw(scores if not others else scores[simple], rules)
         for i, token_id, logprob in zip(simple, ids.tolist(), logprobs.tolist(), strict=True):
             results[i] = _token(token_id, logprob, sequences[i].request)
@@ -114,15 +114,16 @@ def _token(
     return Token(token_id, logprob if request.logprobs else None, top or [])
 
 
-def _draws_simply(request: EngineRequest) -> bool:
+def draws_simply(request: EngineRequest) -> bool:
     """Whether one pass over the scores draws the token; the rest needs all scores as they are in the end."""
     return request.sampling.draws and request.sampling.typical_p >= 1.0 and not request.top_n_tokens
 
 
-def _rule_of(sequence: Sequence) -> DrawRule:
+def draw_rule(sequence: Sequence) -> DrawRule:
+    """How the next token of a sequence is drawn."""
     s = sequence.request.sampling
     temperature = min(max(s.temperature, _COLDEST), _HUGE)
-    return DrawRule(temperature, s.top_p, s.min_p, s.top_k, uniform(s.seed, len(sequence.ids)))
+    return DrawRule(temperature, s.top_p, s.min_p, s.top_k, uniform(s.seed, len(sequence.ids) + sequence.ahead))
 
 
 def _prepare(scores: Tensor, sequences: list[Sequence], watermark: Watermark) -> None:

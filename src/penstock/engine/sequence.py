@@ -39,6 +39,7 @@ class Sequence:
     arrival: float
     number: int  # order of arrival, breaks ties
     computed: int = 0
+    ahead: int = 0  # tokens behind `ids` that were chosen, or will be by a step under way, and are not known here yet
     blocks: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)  # of the full blocks of `ids`, grown on demand
     published: int = 0  # blocks already offered to the prefix index
@@ -85,6 +86,8 @@ class Sequence:
             root = root_key(root, sha256(array("q", request.prompt_ids).tobytes()).digest(), digests)
         if request.images:
             request = msgspec.structs.replace(request, images=[])  # their pixels are in `images` until they are seen
+        if request.deterministic:  # what others computed is not the same to the last bit
+            root = root_key(root, number.to_bytes(8, "little"))
         ends = frozenset(request.stop_ids) if request.ignore_eos else eos_ids | frozenset(request.stop_ids)
         ids, encoded = list(request.prompt_ids), 0
         if start is not None:
@@ -132,8 +135,8 @@ class Sequence:
 
     @property
     def pending(self) -> int:
-        """Known tokens that are not computed yet: 1 while decoding."""
-        return len(self.ids) - self.computed
+        """Tokens that are not computed yet: 1 while decoding."""
+        return len(self.ids) + self.ahead - self.computed
 
     @property
     def reads_prompt(self) -> bool:

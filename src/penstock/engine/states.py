@@ -36,4 +36,4 @@ class PromptStates:
             return None
         if self.pooling == "mean":
             kept = (kept / self.count).float()
-        return kept.contiguous().numpy().tobytes()
+        return kept.contiguous().cpu().numpy().tobytes()

@@ -78,7 +78,7 @@ def build_step(runs: list[Run], block_size: int, with_spans: bool) -> Step:
         slots=torch.tensor(slots),
         groups=list(groups([piece for _run, pieces in cut for piece in pieces], block_size)),
         wanted=wanted,
-        adapters=_adapters(runs),
+        adapters=row_adapters(runs),
         axes=_axes(runs, positions),
         images=_image_rows(runs),
     )
@@ -118,7 +118,7 @@ def _image_rows(runs: list[Run]) -> ImageRows | None:
     return ImageRows(torch.tensor(rows), torch.cat(parts)) if rows else None
 
 
-def _adapters(runs: list[Run]) -> RowAdapters | None:
+def row_adapters(runs: list[Run], device: torch.device | None = None) -> RowAdapters | None:
     """Whose rows are whose; None where no run has an adapter."""
     if all(run.sequence.adapter is None for run in runs):
         return None
@@ -128,7 +128,7 @@ def _adapters(runs: list[Run]) -> RowAdapters | None:
         adapter = run.sequence.adapter
         owner = -1 if adapter is None else places.setdefault(adapter.weights, len(places))
         owners += [owner] * run.length
-    return RowAdapters(tuple(places), torch.tensor(owners))
+    return RowAdapters(tuple(places), torch.tensor(owners, device=device))
 
 
 class Piece(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from penstock.formats import dense, int4, int8
+from penstock.formats import dense, fp8, int4, int8
 from penstock.formats.dense import Gated, Linear
 
 
@@ -20,6 +20,7 @@ class Format:
 
 FORMATS = {
     "none": Format(dense.load, dense.load_gated, None),
+    "fp8": Format(fp8.load, fp8.load_gated, 1),
     "int8": Format(int8.load, int8.load_gated, 1),
     "int4": Format(int4.load, int4.load_gated, 0.5625),
 }

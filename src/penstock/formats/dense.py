@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,9 @@ from penstock.devices.cpu import fast_bfloat16
 from penstock.kernels import products
 from penstock.kernels.norms import ACTIVATIONS
 from penstock.kernels.products import Packed
+
+if TYPE_CHECKING:
+    from penstock.kernels.triton.product import DeviceMatrix
 
 _FUSED = {"silu": "swish", "swish": "swish"}  # by oneDNN's names
 _ROWS_HINT = 32  # oneDNN chooses its layout for about this many rows a step; good from 1 to 512
@@ -84,7 +87,7 @@ class Plain:
 class Panels:
     """A matrix that our own kernels multiply, in any of their forms."""
 
-    packed: Packed
+    packed: Packed | DeviceMatrix
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         return products.multiply(self.packed, x, residual)
@@ -117,7 +120,7 @@ class OneDnn:
 class GatedPanels:
     """The two matrices of a gated MLP, side by side in panels."""
 
-    packed: Packed
+    packed: Packed | DeviceMatrix
     activation: str
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -127,7 +130,7 @@ class GatedPanels:
         return products.apart(products.multiply(self._plain, x), self.packed.n)
 
     @cached_property
-    def _plain(self) -> Packed:
+    def _plain(self) -> Packed | DeviceMatrix:
         return products.side_by_side(self.packed)
 
 

@@ -10,8 +10,11 @@ memory, and a new one touches few pages.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -53,17 +56,79 @@ class RunGroup:
         return self.start + self.batch * self.length
 
 
+@dataclass(frozen=True)
+class PagedBatch:
+    """Runs as a GPU sees them: what varies from step to step is in its memory, and only bounds are known outside.
+
+    q_starts: [runs + 1] int32, run i has the rows q_starts[i] to q_starts[i + 1] of the step. contexts: [runs] int32,
+    the tokens that its last one sees, itself included; 0 makes zeros of its rows, for runs that only fill up a batch.
+    block_table: [runs, width] int32, the blocks that hold them; what lies past the context is never read.
+
+    rows: of all these runs; max_length: of the longest; max_context: of all contexts; each may be more than it is.
+    fixed_splits: sums are split by the context alone, so that a run's result does not depend on the others.
+    """
+
+    q_starts: Tensor
+    contexts: Tensor
+    block_table: Tensor
+    rows: int
+    max_length: int
+    max_context: int
+    fixed_splits: bool = False
+
+    def groups(self) -> list[RunGroup]:
+        """The same runs as a processor takes them, each by itself."""
+        starts, contexts = self.q_starts.tolist(), self.contexts.tolist()
+        return [
+            RunGroup(start, stop - start, [context], blocks.unsqueeze(0).long())
+            for start, stop, context, blocks in zip(starts, starts[1:], contexts, self.block_table, strict=False)
+            if stop > start and context > 0
+        ]
+
+
 def rotate_into_cache(
-    q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, slots: Tensor, k_cache: Tensor, v_cache: Tensor
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    slots: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
 ) -> Tensor:
     """Turn q and k by their angles (see `rotate`) and put k and v into the cache. Returns the turned q.
 
-    q: [T, heads, dim]; k, v: [T, kv_heads, dim]; slots: [T] block * block_size + offset.
+    q: [T, heads, dim]; k, v: [T, kv_heads, dim]; slots: [T] block * block_size + offset; those of type int32 may
+    be negative, to write nothing. The cache may hold 8-bit floats, which saturate; k_scale, v_scale: [kv_heads]
+    float32, what a 1 in it stands for.
     """
-    if native.can_rotate(q, cos, k_cache):
+    if q.is_cuda:
+        from penstock.kernels.triton import rotary
+
+        return rotary.rotate_into_cache(q, k, v, cos, sin, slots, k_cache, v_cache, k_scale, v_scale)
+    if native.can_rotate(q, cos, k_cache) and slots.dtype == torch.int64:
         return native.rotate_into(q, k, v, cos, sin, slots, k_cache, v_cache)
-    store(rotate(k, cos, sin), v, slots, k_cache, v_cache)
+    kept, size = slots >= 0, k_cache.shape[2]
+    block, place = (slots[kept] // size).long(), (slots[kept] % size).long()
+    for cache, x, scales in ((k_cache, rotate(k, cos, sin), k_scale), (v_cache, v, v_scale)):
+        _bits(cache).transpose(1, 2)[block, place] = _bits(_narrowed(x, cache.dtype, scales))[kept]
     return rotate(q, cos, sin)
+
+
+def _bits(x: Tensor) -> Tensor:
+    """x, or where it holds 8-bit floats, which little is defined for, their bytes."""
+    return x.view(torch.uint8) if x.element_size() == 1 else x
+
+
+def _narrowed(x: Tensor, dtype: torch.dtype, scales: Tensor | None) -> Tensor:
+    """x [T, kv_heads, dim] as a cache of `dtype` holds it."""
+    if scales is not None:
+        x = x / scales.unsqueeze(1)
+    if dtype.itemsize == 1:
+        x = x.float().clamp(-torch.finfo(dtype).max, torch.finfo(dtype).max)
+    return x.to(dtype)
 
 
 def store(k: Tensor, v: Tensor, slots: Tensor, k_cache: Tensor, v_cache: Tensor) -> None:
@@ -81,24 +146,39 @@ def paged_attention(
     q: Tensor,
     k_cache: Tensor,
     v_cache: Tensor,
-    groups: list[RunGroup],
+    groups: Sequence[RunGroup] | Sequence[PagedBatch],
     scale: float,
     window: int | None,
     *,
     softcap: float | None = None,
     chunk: int | None = None,
     alibi: Tensor | None = None,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
 ) -> Tensor:
     """Softmax attention of each run over its own cached tokens. q: [T, heads, dim] -> [T, heads * dim].
+
+    groups: runs of a processor, or of a GPU.
 
     The run's own keys and values are in the cache already. window: how many tokens back a query sees, itself included.
     softcap: scores become softcap * tanh(score / softcap). chunk: a query sees only keys of its own stretch of so many
     tokens. alibi: [heads, positions] float32, added to the scores by the place of the key (Press et al. 2021; the
-    query's place adds the same to all, which softmax forgets).
+    query's place adds the same to all, which softmax forgets). k_scale, v_scale: of an 8-bit cache, see
+    `rotate_into_cache`.
     """
-    out = torch.empty_like(q)
+    if q.is_cuda:
+        from penstock.kernels.triton import attention
+
+        batches = cast(Sequence[PagedBatch], groups)
+        scales = {"k_scale": k_scale, "v_scale": v_scale}
+        return attention.paged_attention(
+            q, k_cache, v_cache, batches, scale, window, softcap=softcap, chunk=chunk, alibi=alibi, **scales
+        )
+    if k_cache.dtype.itemsize == 1:
+        k_cache, v_cache = _widened(k_cache, q.dtype, k_scale), _widened(v_cache, q.dtype, v_scale)
+    out = torch.zeros_like(q) if any(isinstance(group, PagedBatch) for group in groups) else torch.empty_like(q)
     compiled = native.can_attend(q, k_cache)
-    for group in groups:
+    for group in chain.from_iterable(g.groups() if isinstance(g, PagedBatch) else (g,) for g in groups):
         whole = group.start == 0 and group.end == len(q)
         rows, result = (q, out) if whole else (q[group.start : group.end], out[group.start : group.end])
         if compiled:
@@ -108,6 +188,12 @@ def paged_attention(
         else:
             attend_gathered(rows, result, k_cache, v_cache, group, Rule(scale, window, softcap, chunk, alibi))
     return out.flatten(1)
+
+
+def _widened(cache: Tensor, dtype: torch.dtype, scales: Tensor | None) -> Tensor:
+    """What a cache of 8-bit floats stands for."""
+    wide = cache.float() if scales is None else cache.float() * scales.view(-1, 1, 1)
+    return wide.to(dtype)
 
 
 @dataclass(frozen=True)

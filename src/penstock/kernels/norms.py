@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,10 @@ from penstock.kernels import native
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / rms(x) * weight over the last axis, in float32 inside. x: [..., n], weight: [n]. (Zhang & Sennrich 2019)"""
+    if x.is_cuda:
+        from penstock.kernels.triton import norms
+
+        return norms.norm(x, "rms", weight, eps=eps)[0]
     if native.can_norm(x, weight):
         return native.rms_norm(x, weight, eps)
     return F.rms_norm(x, (x.shape[-1],), weight, eps)
@@ -20,7 +25,47 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """(x - mean(x)) / std(x) * weight + bias over the last axis, in float32 inside. (Ba et al. 2016)"""
+    if x.is_cuda:
+        from penstock.kernels.triton import norms
+
+        return norms.norm(x, "layer", weight, bias, eps)[0]
     return F.layer_norm(x, (x.shape[-1],), weight, bias, eps)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """rms_norm(x + residual), and the sum, both of x's shape [T, n]."""
+    if x.is_cuda:
+        from penstock.kernels.triton import norms
+
+        normed, total, _scales = norms.norm(x, "rms", weight, eps=eps, residual=residual)
+        return normed, cast(Tensor, total)
+    total = x + residual
+    return rms_norm(total, weight, eps), total
+
+
+def quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Each row [T, n] to 8 bits (a float8 type or int8), its largest to the largest there is. -> [T, n], scales [T]."""
+    if x.is_cuda:
+        from penstock.kernels.triton import norms
+
+        values, _total, scales = norms.norm(x, "none", narrow=dtype)
+        return values, cast(Tensor, scales)
+    limit = 127.0 if dtype == torch.int8 else torch.finfo(dtype).max
+    wide = x.float()
+    top = wide.abs().amax(dim=1)
+    wide = wide * (limit / top.clamp_min(1e-30)).unsqueeze(1)
+    return (wide.round() if dtype == torch.int8 else wide).to(dtype), top / limit
+
+
+def gate_product(x: Tensor, activation: str) -> Tensor:
+    """activation(first half of each row) * second half. x: [T, 2 n] -> [T, n]; activation: one of ACTIVATIONS."""
+    if x.is_cuda:
+        from penstock.kernels.triton import activation as triton
+
+        if activation in triton.KINDS:
+            return triton.gate_product(x, triton.KINDS[activation])
+    gate, up = x.chunk(2, dim=-1)
+    return ACTIVATIONS[activation](gate) * up
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""Products of activations with packed matrices (kernels/cpu/matmul_*.cpp): bfloat16, 8 and 4 bits.
+"""Products of activations with packed matrices (kernels/cpu/matmul_*.cpp): bfloat16, 8 and 4 bits. Matrices on a GPU
+are packed and multiplied by kernels/triton/product.py.
 
 A matrix is packed once into panels of 64 output columns; the two of a gated MLP share panels, 32 columns of each. With
 quantized weights the activations [T, in] are quantized to 8 bits on the way, with one scale a row.
@@ -7,14 +8,17 @@ quantized weights the activations [T, in] are quantized to 8 bits on the way, wi
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from penstock.devices.cpu import flags, zeros_on_demand
 from penstock.kernels.native import LIBRARY
+
+if TYPE_CHECKING:
+    from penstock.kernels.triton.product import DeviceMatrix
 
 GATES = {"silu": 0, "swish": 0, "gelu_new": 1, "gelu_pytorch_tanh": 1, "relu": 2}  # activations that are built in
 GROUP = 32  # inputs that share a scale in 4 bits
@@ -77,10 +81,16 @@ class Packed:
 
 
 def can_multiply(form: str, weight: Tensor) -> bool:
-    """Whether a matrix [out, in] can be packed in a form (bf16, int8, int4) on this processor.
+    """Whether a matrix [out, in] can be packed in a form (bf16, int8, int4; on a GPU fp8) where it lies.
 
-    For bf16 one with AMX has better units, which oneDNN drives.
+    For bf16 a processor with AMX has better units, which oneDNN drives.
     """
+    if weight.is_cuda:
+        from penstock.kernels.triton import product
+
+        return product.can_multiply(form, weight)
+    if form not in _FORMS:
+        return False
     together = {"bf16": 2, "int8": 4, "int4": GROUP}[form]
     return (
         _multiply[form] is not None
@@ -91,12 +101,18 @@ def can_multiply(form: str, weight: Tensor) -> bool:
     )
 
 
-def pack(form: str, weights: tuple[Tensor, ...], biases: tuple[Tensor | None, ...], activation: str = "silu") -> Packed:
+def pack(
+    form: str, weights: tuple[Tensor, ...], biases: tuple[Tensor | None, ...], activation: str = "silu"
+) -> Packed | DeviceMatrix:
     """Pack a matrix [out, in], or the two of a gated MLP, that `can_multiply` allows. activation: one of GATES.
 
     8 bits: one scale for each row of the matrix. 4 bits: one for each group of 32 inputs of a row, of a few the one
     that leaves the least squared error.
     """
+    if weights[0].is_cuda:
+        from penstock.kernels.triton import product
+
+        return product.pack(form, weights, biases, activation if len(weights) > 1 else None)
     n, k = weights[0].shape
     width = _PANEL // len(weights)
     panels = -(-n // width)
@@ -136,8 +152,12 @@ def _described(
     return Packed(form, weights, scales, offsets, biases, n, k, matrix)
 
 
-def multiply(packed: Packed, x: Tensor, residual: Tensor | None = None) -> Tensor:
+def multiply(packed: Packed | DeviceMatrix, x: Tensor, residual: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias + residual. x: [T, in] bfloat16; residual: [T, n] bfloat16 -> [T, n]."""
+    if not isinstance(packed, Packed):
+        from penstock.kernels.triton import product
+
+        return product.multiply(packed, x, residual)
     x = x if x.stride(1) == 1 else x.contiguous()
     rows = x.shape[0]
     out = x.new_empty(rows, packed.n)
@@ -157,8 +177,10 @@ def multiply(packed: Packed, x: Tensor, residual: Tensor | None = None) -> Tenso
     return out
 
 
-def multiply_gated(packed: Packed, x: Tensor) -> Tensor:
+def multiply_gated(packed: Packed | DeviceMatrix, x: Tensor) -> Tensor:
     """activation(x @ gate.T + gate_bias) * (x @ up.T + up_bias). x: [T, in] bfloat16 -> [T, n]."""
+    if not isinstance(packed, Packed):
+        return multiply(packed, x)
     x = x if x.stride(1) == 1 else x.contiguous()
     rows = x.shape[0]
     out = x.new_empty(rows, packed.n)
@@ -169,9 +191,11 @@ def multiply_gated(packed: Packed, x: Tensor) -> Tensor:
     return out
 
 
-def side_by_side(packed: Packed) -> Packed:
+def side_by_side(packed: Packed | DeviceMatrix) -> Packed | DeviceMatrix:
     """The two matrices of a gated MLP as one that `multiply` takes, over the same panels: its outputs are those of the
     gate and of the other by turns, as many of each as `apart` undoes."""
+    if not isinstance(packed, Packed):
+        return replace(packed, n=2 * packed.n, gate="none")
     half = _PANEL // 2
     panels = -(-packed.n // half)
 
@@ -199,6 +223,8 @@ def side_by_side(packed: Packed) -> Packed:
 
 def apart(y: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """What a `side_by_side` product gave, [T, panels * 64], as the outputs of the two matrices, [T, n] each."""
+    if y.is_cuda:
+        return y[:, :n].contiguous(), y[:, n:].contiguous()
     turns = y.view(len(y), -1, 2, _PANEL // 2)
     gate, up = (turns[:, :, i].reshape(len(y), -1)[:, :n].contiguous() for i in range(2))
     return gate, up

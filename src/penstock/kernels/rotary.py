@@ -135,14 +135,24 @@ class Rotary:
     dim: of a head as it is laid out in the cache, even or, where nothing is rotated, odd.
     """
 
-    def __init__(self, rope: RopeConfig, dim: int, head_dim: int, max_positions: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        rope: RopeConfig,
+        dim: int,
+        head_dim: int,
+        max_positions: int,
+        dtype: torch.dtype,
+        device: torch.device | None = None,
+    ) -> None:
         self.rope, self.dim, self.dtype = rope, dim, dtype
         self.rotary_dim = 0 if rope.kind == "none" else abs(head_dim if rope.rotary_dim is None else rope.rotary_dim)
         if self.rotary_dim == 0:
-            self._cos, self._sin = torch.ones(1, dim, dtype=dtype), torch.zeros(1, dim, dtype=dtype)
+            self._cos = torch.ones(1, dim, dtype=dtype, device=device)
+            self._sin = torch.zeros(1, dim, dtype=dtype, device=device)
             return
         frequencies, self._scale = inverse_frequencies(rope, self.rotary_dim)
-        self._cos, self._sin = self._turns(torch.outer(torch.arange(max_positions).float(), frequencies))
+        cos, sin = self._turns(torch.outer(torch.arange(max_positions).float(), frequencies))
+        self._cos, self._sin = cos.to(device), sin.to(device)
 
     def __call__(self, positions: Tensor, spans: Tensor | None) -> tuple[Tensor, Tensor]:
         """cos and sin, each [T, 1, dim]. positions: [T], or [3, T] where each section of a head has its own.
@@ -184,13 +194,13 @@ class Rotary:
         dim = self.rotary_dim
         ratio = self.rope.factor * spans.double() / self.rope.original_max_positions - (self.rope.factor - 1)
         theta = self.rope.theta * ratio ** (dim / (dim - 2))
-        exponent = torch.arange(0, dim, 2).double() / dim
+        exponent = torch.arange(0, dim, 2, device=spans.device).double() / dim
         return positions.float().unsqueeze(1) * (1.0 / theta.unsqueeze(1) ** exponent).float()
 
     def _long(self, positions: Tensor, _spans: Tensor) -> Tensor:
         """LongRoPE past the original context: the same angles for all of it. positions: [n] -> angles [n, pairs]."""
         longer = replace(self.rope, short_factors=self.rope.long_factors)
-        return positions.float().unsqueeze(1) * inverse_frequencies(longer, self.rotary_dim)[0]
+        return positions.float().unsqueeze(1) * inverse_frequencies(longer, self.rotary_dim)[0].to(positions.device)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

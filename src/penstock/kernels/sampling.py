@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from penstock.kernels import native
@@ -18,7 +19,7 @@ _EXCLUDED = float("-inf")
 
 def largest(scores: Tensor) -> tuple[Tensor, Tensor]:
     """The largest score of each row and its place; NaN where a row has one. scores: [n, vocab] -> two [n]."""
-    if native.can_find_largest(scores):
+    if not scores.is_cuda and native.can_find_largest(scores):
         return native.largest(scores)
     best, ids = scores.max(dim=-1)
     return best, ids
@@ -30,7 +31,9 @@ def restrict(scores: Tensor, masks: Sequence[Mask | None], withheld: Sequence[Se
     scores: [n, vocab]; masks: n of them, None where all may come; withheld: n lists of different ids that may not come
     either, unless a mask leaves a row nothing else.
     """
-    if native.can_restrict(scores):
+    if scores.is_cuda:
+        _restrict_on_device(scores, masks, withheld)
+    elif native.can_restrict(scores):
         native.restrict(scores, masks, withheld)
     else:
         restrict_plainly(scores, masks, withheld)
@@ -87,7 +90,52 @@ def draw(scores: Tensor, rules: Sequence[DrawRule]) -> tuple[Tensor, Tensor]:
 
     scores: [n, vocab] float32, -inf for what may not come; may be changed -> [n] int64, [n] float32
     """
+    if scores.is_cuda:
+        return _draw_on_device(scores, rules)
     return native.draw(scores, rules) if native.can_draw(scores) else draw_plainly(scores, rules)
+
+
+def _draw_on_device(scores: Tensor, rules: Sequence[DrawRule]) -> tuple[Tensor, Tensor]:
+    from penstock.kernels.triton import sampler
+
+    def column(values: Iterable[float], dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.tensor(list(values), dtype=dtype).to(scores.device, non_blocking=True)
+
+    given = sampler.SamplerRules(
+        temperature=column(rule.temperature for rule in rules),
+        top_k=column((rule.top_k for rule in rules), torch.int32),
+        top_p=column(rule.top_p for rule in rules),
+        typical_p=column(1.0 for _rule in rules),
+        min_p=column(rule.min_p for rule in rules),
+        at=column((rule.at for rule in rules), torch.float64),
+    )
+    return sampler.draw(scores, given)
+
+
+def _restrict_on_device(scores: Tensor, masks: Sequence[Mask | None], withheld: Sequence[Sequence[int]]) -> None:
+    from penstock.kernels.triton import penalties
+
+    vocab = scores.shape[1]
+    bits = [allowed_bits(mask, ids, vocab) for mask, ids in zip(masks, withheld, strict=True)]
+    told = [i for i, mask in enumerate(bits) if mask is not None]
+    if told:
+        places = torch.full((len(bits),), -1, dtype=torch.int32)
+        places[told] = torch.arange(len(told), dtype=torch.int32)
+        given = torch.from_numpy(np.stack([mask.view(np.int32) for mask in bits if mask is not None]))
+        penalties.restrict_bits(scores, given.to(scores.device), places.to(scores.device))
+
+
+def allowed_bits(mask: Mask | None, withheld: Sequence[int], vocab: int) -> NDArray[np.uint32] | None:
+    """What `restrict` takes of a row as one mask, [ceil(vocab / 32)]; None where everything may come."""
+    words = -(-vocab // 32)
+    given = None if mask is None else mask.bits[:words]
+    if not withheld:
+        return given
+    bits = np.full(words, 0xFFFFFFFF, dtype=np.uint32) if given is None else given.copy()
+    ids = np.asarray(withheld)
+    np.bitwise_and.at(bits, ids // 32, ~(np.uint32(1) << (ids % 32).astype(np.uint32)))
+    used = np.unpackbits(bits.view(np.uint8), count=vocab, bitorder="little")
+    return bits if used.any() else given
 
 
 def draw_plainly(scores: Tensor, rules: Sequence[DrawRule]) -> tuple[Tensor, Tensor]:

@@ -44,7 +44,8 @@ def _latent_qkv(source: Source, prefix: str, latent: LatentConfig) -> LatentQkv:
         return source.form.load(arranged_queries(c, weight))
 
     def norm(name: str, size: int) -> Norm:
-        return make_norm(latent.norm, source.read(f"{prefix}{name}.weight", (size,)), None, size, source.dtype)
+        weight = source.read(f"{prefix}{name}.weight", (size,))
+        return make_norm(latent.norm, weight, None, size, source.dtype, source.read.device)
 
     queries: tuple[Linear | Norm, ...]
     if latent.q_rank is None:
@@ -131,7 +132,7 @@ def _head_norm(source: Source, config: HeadNormConfig, name: str, heads: int) ->
     order = c.head_order or list(range(dim))
 
     def one(size: int, weight: Tensor | None, bias: Tensor | None = None) -> Norm:
-        return make_norm(norm, weight, bias, size, source.dtype)
+        return make_norm(norm, weight, bias, size, source.dtype, source.read.device)
 
     if not norm.weight:
         made = one(dim, None)
@@ -143,7 +144,8 @@ def _head_norm(source: Source, config: HeadNormConfig, name: str, heads: int) ->
         else:
             weight = torch.stack([source.read(f"{name}.norms.{i}.weight", (dim,)) for i in range(heads)])
         weight = in_order(weight, 1, [d for d in order if d >= 0])
-        made = NormOfEach(make_norm(replace(norm, weight=False), None, None, dim, source.dtype), weight)
+        still = make_norm(replace(norm, weight=False), None, None, dim, source.dtype, source.read.device)
+        made = NormOfEach(still, weight)
     else:
         real = [d for d in order if d >= 0]
         bias = in_order(source.read(f"{name}.bias", (dim,)), 0, real) if norm.bias else None
@@ -153,7 +155,7 @@ def _head_norm(source: Source, config: HeadNormConfig, name: str, heads: int) ->
 
 def in_order(x: Tensor, axis: int, order: list[int]) -> Tensor:
     """x with its entries along an axis as `order` names them; -1 is an entry of zeros."""
-    picked = x.index_select(axis, torch.tensor([max(d, 0) for d in order]))
+    picked = x.index_select(axis, torch.tensor([max(d, 0) for d in order], device=x.device))
     for place, d in enumerate(order):
         if d < 0:
             picked.select(axis, place).zero_()

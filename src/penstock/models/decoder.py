@@ -13,9 +13,10 @@ from penstock.hub.checkpoint import TensorEntry
 from penstock.kernels.rotary import RopeConfig, Rotary
 from penstock.models.adapted import adapted
 from penstock.models.config import DecoderConfig, WeightMap
-from penstock.models.inputs import KVCache, StepInputs, empty_cache
+from penstock.models.inputs import KVCache, StepInputs, cache_on, empty_cache
 from penstock.models.mlp import Mlp
 from penstock.models.norms import Norm
+from penstock.models.tensors import CPU
 from penstock.models.weights import DecoderWeights, LayerWeights, load_decoder
 
 
@@ -25,7 +26,10 @@ class Decoder:
     def __init__(self, config: DecoderConfig, weights: DecoderWeights, dtype: torch.dtype, positions: int) -> None:
         self.config, self.weights, self.dtype = config, weights, dtype
         ropes = list(dict.fromkeys(config.ropes))
-        self._rotaries = [Rotary(rope, config.head_width, config.head_dim, positions, dtype) for rope in ropes]
+        self.device = weights.embedding.device
+        self._rotaries = [
+            Rotary(rope, config.head_width, config.head_dim, positions, dtype, self.device) for rope in ropes
+        ]
         self._turn_of = [ropes.index(rope) for rope in config.ropes]  # for each layer
         self._multiplier = float(torch.tensor(config.embedding_multiplier, dtype=dtype))
 
@@ -38,17 +42,21 @@ class Decoder:
         dtype: torch.dtype,
         positions: int,
         form: Format = FORMATS["none"],
+        device: torch.device = CPU,
     ) -> Decoder:
         """Read the tensors of a checkpoint; without entries take random ones.
 
-        positions: the longest context that will be asked for.
+        positions: the longest context that will be asked for. device: where the weights will be.
         """
-        return cls(config, load_decoder(entries, config, names, dtype, form, positions), dtype, positions)
+        return cls(config, load_decoder(entries, config, names, dtype, form, positions, device), dtype, positions)
 
-    def new_cache(self, num_blocks: int, block_size: int) -> KVCache:
-        """An empty cache."""
+    def new_cache(self, num_blocks: int, block_size: int, dtype: torch.dtype | None = None) -> KVCache:
+        """An empty cache beside the weights, of their type unless `dtype` says another."""
         shape = (num_blocks, self.config.num_kv_heads, block_size, self.config.head_width)
-        return empty_cache(self.config.num_layers, shape, self.dtype)
+        dtype = dtype or self.dtype
+        if self.device.type != "cpu" or dtype.itemsize == 1:
+            return cache_on(self.device, self.config.num_layers, shape, dtype)
+        return empty_cache(self.config.num_layers, shape, dtype)
 
     @property
     def span_rope(self) -> RopeConfig | None:

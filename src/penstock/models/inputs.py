@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor
 
 from penstock.devices.cpu import zeros_on_demand
-from penstock.kernels.attention import RunGroup
+from penstock.kernels.attention import PagedBatch, RunGroup
 from penstock.kernels.relative import TextGroup
 from penstock.models.lora import RowAdapters
 
@@ -20,12 +21,19 @@ def empty_cache(layers: int, shape: tuple[int, int, int, int], dtype: torch.dtyp
     return [(zeros_on_demand(shape, dtype, huge=True), zeros_on_demand(shape, dtype, huge=True)) for _ in range(layers)]
 
 
+def cache_on(device: torch.device, layers: int, shape: tuple[int, int, int, int], dtype: torch.dtype) -> KVCache:
+    """The same on a device, in one piece, so that nothing is lost between its parts."""
+    whole = torch.zeros(2 * layers * prod(shape) * dtype.itemsize, dtype=torch.uint8, device=device).view(dtype)
+    keys, values = whole.view(2, layers, *shape).unbind()
+    return list(zip(keys.unbind(), values.unbind(), strict=True))
+
+
 @dataclass(frozen=True)
 class Wanted:
     """The rows of a step whose result is needed, and how they attend as runs of length 1, in the same order."""
 
     rows: Tensor  # [R] int64
-    groups: list[RunGroup]
+    groups: list[RunGroup] | list[PagedBatch]
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ class StepInputs:
     positions: Tensor
     spans: Tensor | None
     slots: Tensor
-    groups: list[RunGroup]
+    groups: list[RunGroup] | list[PagedBatch]
     wanted: Wanted | None = None
     adapters: RowAdapters | None = None
     encoder: EncoderInputs | None = None

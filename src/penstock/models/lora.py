@@ -35,6 +35,12 @@ class Adapter:
 
     layers: list[dict[str, LowRank]]
 
+    def to(self, device: torch.device) -> Adapter:
+        """The same on a device."""
+        return Adapter(
+            [{k: LowRank(t.a.to(device), t.b.to(device)) for k, t in layer.items()} for layer in self.layers]
+        )
+
     @cached_property
     def nbytes(self) -> int:
         return sum(term.a.nbytes + term.b.nbytes for layer in self.layers for term in layer.values())
@@ -107,8 +113,8 @@ class AdaptedGated:
         touched = torch.cat([rows for _, rows in self.terms])
         if len(touched) == len(x):
             return self._opened(x)
-        others = torch.ones(len(x), dtype=torch.bool).index_fill_(0, touched, False).nonzero().view(-1)
-        places = torch.arange(len(touched)).split([len(rows) for _, rows in self.terms])
+        others = torch.ones(len(x), dtype=torch.bool, device=x.device).index_fill_(0, touched, False).nonzero().view(-1)
+        places = torch.arange(len(touched), device=x.device).split([len(rows) for _, rows in self.terms])
         among = [(term, rows) for (term, _), rows in zip(self.terms, places, strict=True)]
         y = x.new_empty(len(x), self.terms[0][0].b.shape[0] // 2)
         y[others] = self.base(x[others])

@@ -25,14 +25,15 @@ class Source:
             return None
         c = config or self.config.norm
         weight = self.read(f"{prefix}{name}.weight", (size,)) if c.weight else None
-        return make_norm(c, weight, self.read(f"{prefix}{name}.bias", (size,)) if c.bias else None, size, self.dtype)
+        bias = self.read(f"{prefix}{name}.bias", (size,)) if c.bias else None
+        return make_norm(c, weight, bias, size, self.dtype, self.read.device)
 
     def matrix(
         self, prefix: str, parts: tuple[str, ...], rows: tuple[int, ...], columns: int, bias: bool
     ) -> tuple[Tensor, Tensor | None]:
         """`parts` of so many `rows` each, stacked along the output axis, and their bias."""
-        weights = torch.empty((sum(rows), columns), dtype=self.dtype)
-        biases = torch.empty(sum(rows), dtype=self.dtype) if bias else None
+        weights = torch.empty((sum(rows), columns), dtype=self.dtype, device=self.read.device)
+        biases = torch.empty(sum(rows), dtype=self.dtype, device=self.read.device) if bias else None
         for part, n, weight in zip(parts, rows, weights.split(list(rows)), strict=True):
             if self.names.transposed:
                 weight.copy_(self.read(f"{prefix}{part}.weight", (columns, n)).T)
@@ -44,10 +45,17 @@ class Source:
         return weights, biases
 
 
-def make_norm(config: NormConfig, weight: Tensor | None, bias: Tensor | None, size: int, dtype: torch.dtype) -> Norm:
+def make_norm(
+    config: NormConfig,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    size: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Norm:
     """A norm over `size` numbers from what is stored of it."""
     if weight is not None and config.offset:
         weight = (weight.float() + config.offset).to(dtype)
     if config.kind == "layer":
         return LayerNorm(weight, bias, config.eps)
-    return RmsNorm(torch.ones(size, dtype=dtype) if weight is None else weight, config.eps)
+    return RmsNorm(torch.ones(size, dtype=dtype, device=device) if weight is None else weight, config.eps)

@@ -39,7 +39,8 @@ in the same formats and as exactly ([how](../how-to/encoder-decoder.md)).
 
 def families_table() -> str:
     """The page as Markdown."""
-    quantized = " or ".join(name for name in FORMATS if name != "none")
+    *names, last = (name for name in FORMATS if name != "none")
+    quantized = f"{', '.join(names)} or {last}"
     rows = [_row(name) for name in sorted(FAMILIES)]
     pairs = [_pair(name) for name in sorted(KINDS)]
     return _HEAD.format(formats=quantized) + "\n".join(rows) + "\n" + _PAIRS + "\n".join(pairs) + "\n"

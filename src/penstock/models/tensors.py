@@ -16,16 +16,19 @@ from penstock.kernels.gguf_blocks import BLOCKS, dequantize
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _CHUNK = 2**17  # weights that are dequantized at a time
 _PIECE = 2**23  # bytes that one thread reads at a time
+_PINNED = 2**26  # bytes on their way to a device
+CPU = torch.device("cpu")
 
 
 class TensorReader:
-    """Reads single tensors of a checkpoint, checking name, type and shape.
+    """Reads single tensors of a checkpoint onto a device, checking name, type and shape.
 
     The file is read, not mapped: a file cut short under our feet is then an error and not a signal.
     """
 
-    def __init__(self, entries: dict[str, TensorEntry], dtype: torch.dtype) -> None:
-        self.entries, self.dtype = entries, dtype
+    def __init__(self, entries: dict[str, TensorEntry], dtype: torch.dtype, device: torch.device = CPU) -> None:
+        self.entries, self.dtype, self.device = entries, dtype, device
+        self._through = None if device.type == "cpu" else PinnedBuffer()
 
     def __contains__(self, name: str) -> bool:
         return name in self.entries
@@ -50,14 +53,15 @@ class TensorReader:
                 f"config.json asks for {list(stored_shape)}",
                 "download the model again, config.json and weights from one revision",
             )
-        out = torch.empty(shape, dtype=self.dtype) if out is None else out
+        out = torch.empty(shape, dtype=self.dtype, device=self.device) if out is None else out
         index = 0 if part is None else part[0]
         if entry.dtype in BLOCKS:
             _dequantize_into(entry, index, out.view(-1))
         elif entry.dtype in _DTYPES:
             stored = _DTYPES[entry.dtype]
-            raw = out if stored == self.dtype else torch.empty(shape, dtype=stored)
-            _read_into(entry.file, entry.start + index * raw.nbytes, raw.view(-1).view(torch.uint8))
+            raw = out if stored == self.dtype else torch.empty(shape, dtype=stored, device=self.device)
+            read = _read_into if self._through is None else self._through.read_into
+            read(entry.file, entry.start + index * raw.nbytes, raw.view(-1).view(torch.uint8))
             if entry.shift:
                 raw += entry.shift
             if raw is not out:
@@ -95,10 +99,10 @@ class RandomReader:
     _PERIOD = 999_983
     _SPREAD = 0.02
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
+    def __init__(self, dtype: torch.dtype, device: torch.device = CPU) -> None:
+        self.dtype, self.device = dtype, device
         generator = torch.Generator().manual_seed(0)
-        self._numbers = (torch.randn(self._PERIOD, generator=generator) * self._SPREAD).to(dtype)
+        self._numbers = (torch.randn(self._PERIOD, generator=generator) * self._SPREAD).to(device, dtype)
 
     def __contains__(self, name: str) -> bool:
         return False
@@ -107,12 +111,28 @@ class RandomReader:
         self, name: str, shape: tuple[int, ...], out: Tensor | None = None, part: tuple[int, int] | None = None
     ) -> Tensor:
         """A tensor of that shape, in `out` where it is given."""
-        out = torch.empty(shape, dtype=self.dtype) if out is None else out
+        out = torch.empty(shape, dtype=self.dtype, device=self.device) if out is None else out
         if len(shape) == 1:
             return out.fill_(0.0 if name.endswith(".bias") else 1.0)
         for piece in out.view(-1).split(self._PERIOD):
             piece.copy_(self._numbers[: len(piece)])
         return out
+
+
+class PinnedBuffer:
+    """Memory that a device copies from at its full speed; a tensor goes through it in parts."""
+
+    def __init__(self, size: int = _PINNED) -> None:
+        self._buffer = torch.empty(size, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+
+    def read_into(self, path: Path, offset: int, out: Tensor) -> None:
+        """Fill a flat tensor of bytes from a file. Raises ModelError as `_read_into`."""
+        done = 0
+        for part in out.split(len(self._buffer)):
+            piece = self._buffer[: len(part)]
+            _read_into(path, offset + done, piece)
+            part.copy_(piece)  # waits: the buffer is filled again next
+            done += len(part)
 
 
 def _read_into(path: Path, offset: int, buffer: Tensor) -> None:

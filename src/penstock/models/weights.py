@@ -18,7 +18,7 @@ from penstock.models.experts import Experts
 from penstock.models.mlp import GatedMlp, Mlp, PlainMlp
 from penstock.models.norms import Norm
 from penstock.models.source import Source
-from penstock.models.tensors import RandomReader, TensorReader
+from penstock.models.tensors import CPU, RandomReader, TensorReader
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,14 @@ def load_decoder(
     dtype: torch.dtype,
     form: Format,
     positions: int,
+    device: torch.device = CPU,
 ) -> DecoderWeights:
     """Read and pack every tensor of the decoder. Raises ModelError for what does not fit.
 
     entries: of the checkpoint, or None for random weights. dtype: what is computed in; form: how the matrices are
-    stored; positions: the longest context.
+    stored; positions: the longest context; device: where all of it will be.
     """
-    read = RandomReader(dtype) if entries is None else TensorReader(entries, dtype)
+    read = RandomReader(dtype, device) if entries is None else TensorReader(entries, dtype, device)
     source = Source(read, config, names.found_in(entries or ()), form)
     return _Loader(source, positions).decoder()
 
@@ -77,7 +78,8 @@ class _Loader:
         self.alibi = None
         if self.config.alibi is not None:
             half = self.config.alibi == "half"
-            self.alibi = alibi_table(self.config.num_heads, positions, self.config.scale(0) if half else 1.0, half)
+            table = alibi_table(self.config.num_heads, positions, self.config.scale(0) if half else 1.0, half)
+            self.alibi = table.to(self.read.device)
 
     def decoder(self) -> DecoderWeights:
         c, names, base = self.config, self.names, self.names.base

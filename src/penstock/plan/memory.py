@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from penstock.errors import ResourceError
 
 GIB = 2**30
+CARD_MARGIN = 2**28  # of a GPU's memory: what drivers and allocators round up
 _SHORT = 16  # blocks of a text that is worth starting for
 
 
@@ -96,6 +97,48 @@ def plan_kv(
             "or --max-batch-prefill-tokens (smaller)",
         )
     return KVPlan(blocks, block_size, blocks * block, reason, usable - need)
+
+
+@dataclass(frozen=True)
+class CardMemory:
+    """What was measured on a GPU once the weights lie there and one largest step has run; bytes.
+
+    total: of the card; free: that nobody holds now; held: by this process, weights and all, without the step's
+    intermediate results; step: those, at their most; graphs: what captured steps will take beyond.
+    """
+
+    total: int
+    free: int
+    held: int
+    step: int
+    graphs: int
+
+
+def plan_card(
+    card: CardMemory, fraction: float, kv_per_token: int, block_size: int, kv_bytes: int | None, tokens: int | None
+) -> KVPlan:
+    """Decide the number of KV blocks on a GPU from what is really free.
+
+    fraction: of the whole card that this process may hold. kv_bytes, tokens: what the user asked for, or None: then all
+    that is left. Other processes keep what they have. Raises ResourceError when it does not fit.
+    """
+    reserve = card.step + card.step // 10 + card.graphs + CARD_MARGIN
+    room = min(int(card.total * fraction) - card.held, card.free) - reserve
+    block = kv_per_token * block_size
+    if tokens is not None:
+        blocks, reason = tokens // block_size, "--max-batch-total-tokens"
+    elif kv_bytes is not None:
+        blocks, reason = kv_bytes // block, "--kv-cache-gib"
+    else:
+        blocks, reason = max(0, room) // block, "all that is left"
+    if blocks < 1 or blocks * block > room:
+        raise ResourceError(
+            f"too little memory on the GPU: KV of {human(max(blocks, 1) * block)}, room for {human(max(room, 0))}",
+            f"of {human(card.total)} {human(card.free)} are free; this server holds {human(card.held)} and keeps "
+            f"{human(reserve)} for its steps; it may take {fraction:.0%} (--cuda-memory-fraction)",
+            "try --quantize fp8, --kv-cache-dtype fp8_e4m3fn, or a smaller --max-batch-size; end what else runs there",
+        )
+    return KVPlan(blocks, block_size, blocks * block, reason, room - blocks * block)
 
 
 def longest_that_fits(footprint: Footprint, available: int, fraction: float, block_size: int) -> int:

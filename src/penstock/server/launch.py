@@ -239,7 +239,7 @@ class Launch:
         from penstock.engine.report import RunReport
 
         seconds, joules = time.monotonic() - self._began, self._energy.joules()
-        limits = measure(self._config.engine.threads or usable_cores())
+        limits = measure(self._config.engine.threads or usable_cores(), device=self._engine.limits.device)
         flops = limits.flops_of(self._engine.limits.weight_size)
         report = RunReport.of(
             self._config.name, stats, self._stages, seconds, limits, flops, disk, joules, serving=True

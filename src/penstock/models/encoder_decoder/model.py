@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from penstock.formats import FORMATS, Format
 from penstock.hub.checkpoint import TensorEntry
-from penstock.kernels.attention import paged_attention, store
+from penstock.kernels.attention import RunGroup, paged_attention, store
 from penstock.kernels.relative import attend_within, paged_relative_attention, spread
 from penstock.models.encoder_decoder.config import EncoderDecoderConfig
 from penstock.models.encoder_decoder.weights import EncoderDecoderWeights, load_encoder_decoder
@@ -81,11 +82,12 @@ class EncoderDecoder:
         return x
 
     def _decode(self, x: Tensor, step: StepInputs, texts: EncoderInputs, cache: KVCache) -> Tensor:
+        groups = cast(list[RunGroup], step.groups)
         for layer, kv in zip(self.weights.decoder, cache, strict=True):
             attention, cross = layer.attention, layer.cross
             q, k, v = self._heads(attention.qkv(attention.norm(x)), 3)
             store(k, v, step.slots, *kv)
-            mixed = paged_relative_attention(q.contiguous(), *kv, step.groups, layer.bias)
+            mixed = paged_relative_attention(q.contiguous(), *kv, groups, layer.bias)
             x = attention.out(mixed, x)
             (q,) = self._heads(cross.q(cross.norm(x)), 1)
             x = cross.out(paged_attention(q, *kv, texts.crosses, 1.0, None), x)

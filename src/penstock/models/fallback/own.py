@@ -12,11 +12,12 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from penstock.kernels.attention import RunGroup
 from penstock.models.fallback import memory
 from penstock.models.fallback.agreement import EXACT, difference
 from penstock.models.fallback.config import TransformersConfig, accepted
@@ -122,7 +123,7 @@ class OwnMemory:
     def _jobs(self, step: StepInputs, wanted: list[int] | None) -> Iterator[_Job]:
         """What there is to score; the tokens of every run are noted. wanted: rows, None for all."""
         taken = None if wanted is None else set(wanted)
-        for group in step.groups:
+        for group in cast(list[RunGroup], step.groups):
             for i, block in enumerate(group.blocks[:, 0].tolist()):
                 start = group.start + i * group.length
                 end = start + group.length

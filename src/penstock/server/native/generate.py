@@ -115,6 +115,7 @@ class Native:
             prompt_logprobs=order.prefill,
             grammar=None if order.grammar is None else await self._grammar(order.grammar, exchange.key_name),
             images=seen.images,
+            deterministic=order.deterministic,
             adapter=order.adapter,
             salt=exchange.salt,
         )

@@ -29,6 +29,7 @@ class Order:
     prefill: bool  # log-probabilities of the prompt
     full_text: bool
     grammar: wire.Grammar | None
+    deterministic: bool
     adapter: str | None
 
 
@@ -84,6 +85,7 @@ def order(body: GenerateRequest, count: int, config: ServeConfig, limits: Limits
         prefill=p.decoder_input_details and config.enable_prefill_logprobs,
         full_text=bool(p.return_full_text),
         grammar=p.grammar,
+        deterministic=p.deterministic,
         adapter=p.adapter_id,
     )
 
@@ -119,5 +121,5 @@ def _sampling(p: GenerateParameters, count: int) -> Sampling:
         repetition_penalty=repetition,
         frequency_penalty=frequency,
         watermark=p.watermark,
-        seed=secrets.randbits(64) if p.seed is None else p.seed,
+        seed=(0 if p.deterministic else secrets.randbits(64)) if p.seed is None else p.seed,
     )

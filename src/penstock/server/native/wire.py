@@ -70,6 +70,7 @@ class GenerateParameters(msgspec.Struct, kw_only=True):
     top_n_tokens: U32 | None = None
     grammar: Grammar | None = None
     adapter_id: str | None = None
+    deterministic: bool = False  # ours: the same bits in any batch
 
 
 def _default_parameters() -> GenerateParameters:

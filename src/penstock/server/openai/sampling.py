@@ -42,6 +42,7 @@ class Order:
     stop_ids: list[int]
     min_new_tokens: int
     salt: bytes
+    deterministic: bool = False
     adapter: str | None = None
     logprobs: bool = False
     top_n: int = 0
@@ -67,6 +68,7 @@ class Order:
             grammar=self.grammar,
             images=list(images),
             priority=house.priority,
+            deterministic=self.deterministic,
             adapter=self.adapter,
             salt=self.salt,
         )
@@ -110,6 +112,7 @@ def order(exchange: Exchange, house: House, body: Sampled, raw: bytes) -> Order:
         stop_ids=body.stop_token_ids or [],
         min_new_tokens=body.min_tokens or 0,
         salt=_salt(exchange.salt, body.cache_salt),
+        deterministic=bool(body.deterministic),
         adapter=check_model(body.model, house),
     )
 
@@ -155,8 +158,15 @@ def sampling(body: Sampled) -> Sampling:
         typical_p=typical_p,
         min_p=min_p,
         top_k=max(top_k, 0),
-        seed=secrets.randbits(64) if body.seed is None else body.seed,
+        seed=_seed(body),
     )
+
+
+def _seed(body: Sampled) -> int:
+    """The given one, or a random one; a deterministic request without one always has the same."""
+    if body.seed is not None:
+        return body.seed
+    return 0 if body.deterministic else secrets.randbits(64)
 
 
 def answers(body: Sampled, house: House, name: str = "n") -> int:

@@ -45,6 +45,7 @@ class Sampled(msgspec.Struct, kw_only=True):
     include_stop_str_in_output: bool | None = None
     add_special_tokens: bool | None = None
     cache_salt: str | None = None
+    deterministic: bool | None = None
     grammar: Any = None
     guided_json: Any = None
     guided_regex: str | None = None

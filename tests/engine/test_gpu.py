@@ -1,0 +1,160 @@
+"""What can be said of the GPU's side without a GPU: the sums of memory, the device that is chosen, the way to a loaded
+engine with the card's numbers made up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from penstock.devices import cuda
+from penstock.engine.ahead import AheadLoop
+from penstock.engine.config import EngineConfig
+from penstock.engine.gpu import load_on_gpu
+from penstock.engine.graphs import DecodeGraphs, usable_sizes
+from penstock.engine.loop import EngineLoop
+from penstock.engine.request import EngineRequest, Stage
+from penstock.engine.rows import DeviceRows
+from penstock.errors import EnvironmentFault, ResourceError, UsageError
+from penstock.plan.memory import CARD_MARGIN, GIB, CardMemory, plan_card
+from tests.engine.driver import generate
+
+CPU = torch.device("cpu")
+KIB = 1024
+
+
+def card(**numbers: int) -> CardMemory:
+    return CardMemory(**{"total": 100 * GIB, "free": 80 * GIB, "held": 20 * GIB, "step": GIB, "graphs": GIB, **numbers})
+
+
+def test_a_card_is_shared_out_to_the_last_block() -> None:
+    reserve = GIB + GIB // 10 + GIB + CARD_MARGIN
+    plan = plan_card(card(), 0.9, 128 * KIB, 16, None, None)
+    assert plan.kv_bytes <= 70 * GIB - reserve < plan.kv_bytes + 16 * 128 * KIB
+    assert plan.num_blocks * 16 * 128 * KIB == plan.kv_bytes
+    beside_another = plan_card(card(free=30 * GIB), 0.9, 128 * KIB, 16, None, None)  # which holds 50 GiB
+    assert beside_another.kv_bytes <= 30 * GIB - reserve < beside_another.kv_bytes + 16 * 128 * KIB
+    assert plan_card(card(), 0.9, 128 * KIB, 16, 4 * GIB, None).kv_bytes == 4 * GIB
+    assert plan_card(card(), 0.9, 128 * KIB, 16, None, 1000).num_blocks == 62
+
+
+@pytest.mark.parametrize(("kv_bytes", "tokens"), [(68 * GIB, None), (None, 2**30), (None, None)])
+def test_too_little_of_a_card_is_refused_with_the_sums(kv_bytes: int | None, tokens: int | None) -> None:
+    full = card(held=95 * GIB, free=5 * GIB) if kv_bytes is tokens is None else card()
+    with pytest.raises(ResourceError) as refused:
+        plan_card(full, 0.9, 128 * KIB, 16, kv_bytes, tokens)
+    assert len(str(refused.value).splitlines()) <= 6
+    assert "--cuda-memory-fraction" in refused.value.why
+
+
+def test_the_device_is_chosen_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "cards", lambda: [])
+    assert cuda.choose_device("auto") == cuda.choose_device("cpu") == CPU
+    with pytest.raises(EnvironmentFault) as refused:
+        cuda.choose_device("cuda")
+    assert refused.value.why
+    for name in ("gpu", "cuda:", "cuda:x", "cuda:-1", "mps", ""):
+        with pytest.raises(UsageError):
+            cuda.choose_device(name)
+    one = cuda.Card(0, "A card", 100 * GIB, "9.0", "CUDA 13.0")
+    monkeypatch.setattr(cuda, "cards", lambda: [one, one])
+    assert cuda.choose_device("auto") == cuda.choose_device("cuda") == torch.device("cuda", 0)
+    assert cuda.choose_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(EnvironmentFault, match="no GPU for --device cuda:2"):
+        cuda.choose_device("cuda:2")
+
+
+@pytest.fixture
+def a_card(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The processor, which says that it is a card with 64 MiB, and counts 4 MiB for any step. Appends to a list what it
+    was asked to measure."""
+    measured: list[int] = []
+
+    def peak(work: Callable[[], None]) -> int:
+        work()
+        measured.append(1)
+        return 4 * 2**20
+
+    monkeypatch.setattr(cuda, "free_and_total", lambda device: (600 * 2**20, 640 * 2**20))
+    monkeypatch.setattr(cuda, "describe", lambda device: "a made-up card")
+    monkeypatch.setattr(cuda, "peak_bytes", peak)
+    monkeypatch.setattr(cuda, "give_back", lambda: None)
+    return measured
+
+
+def test_loading_measures_and_fills_the_card(tiny_llama: Path, a_card: list[int]) -> None:
+    stages: list[Stage] = []
+    options = {"dtype": "float32", "max_batch_size": 6, "max_batch_prefill_tokens": 80}
+    loop = load_on_gpu(EngineConfig(str(tiny_llama), **options), CPU, stages.append)  # type: ignore[arg-type]
+    assert isinstance(loop, AheadLoop)
+    assert [stage.name for stage in stages] == ["device", "model", "load", "dry step", "KV memory", "warm"]
+    assert len(a_card) == 2
+    stats = loop.current_stats()
+    assert (stats.used_blocks, stats.steps, stats.generated_tokens) == (0, 0, 0)
+    assert not loop.has_work
+    kv = loop.limits.num_blocks * 16 * 2 * 3 * 2 * 16 * 4
+    assert 200 * 2**20 < kv < 600 * 2**20 - CARD_MARGIN
+    requests = [EngineRequest(i, [5 + i] * 9, 6, ignore_eos=True) for i in range(9)]
+    plain = EngineLoop.load(EngineConfig(str(tiny_llama), device="cpu", **options))  # type: ignore[arg-type]
+    assert generate(loop, requests) == generate(plain, requests)
+
+
+@pytest.mark.parametrize("dtype", ["fp8_e4m3fn", "fp8_e5m2"])
+def test_a_cache_of_eight_bits(tiny_llama: Path, a_card: list[int], dtype: str) -> None:
+    """Half the bytes a token of 16 bits takes, and nearly the same scores."""
+    found = {}
+    for kv_cache_dtype in (None, dtype):
+        config = EngineConfig(str(tiny_llama), dtype="bfloat16", kv_cache_dtype=kv_cache_dtype, max_batch_size=4)
+        loop = load_on_gpu(config, CPU, lambda stage: None)
+        request = EngineRequest(0, [5, 6, 7, 8] * 5, 1, logprobs=True, ignore_eos=True)
+        found[kv_cache_dtype] = loop.limits.num_blocks, generate(loop, [request])[0].logprobs[0]
+    assert found[dtype][0] == pytest.approx(2 * found[None][0], rel=0.01)
+    assert found[dtype][1] == pytest.approx(found[None][1], abs=0.3)
+    assert found[dtype][1] != found[None][1]
+
+
+def test_a_cache_that_holds_no_sequence_is_refused(tiny_llama: Path, a_card: list[int]) -> None:
+    with pytest.raises(UsageError, match="less than one sequence"):
+        load_on_gpu(
+            EngineConfig(str(tiny_llama), max_total_tokens=400, max_batch_total_tokens=320), CPU, lambda stage: None
+        )
+
+
+def test_sizes_of_captured_batches() -> None:
+    assert usable_sizes((1, 2, 4, 8), 6) == (1, 2, 4, 6)
+    assert usable_sizes((4, 1, 2), 100) == (1, 2, 4)
+    assert usable_sizes((), 8) == usable_sizes((0,), 8) == ()
+
+
+def test_a_batch_takes_the_next_size_once_it_is_worth_it() -> None:
+    graphs = DecodeGraphs(lambda *inputs: inputs, DeviceRows(16, 4, 16, CPU), (1, 4, 16))
+    captured: list[int] = []
+
+    def capture(size: int) -> bool:
+        captured.append(size)
+        graphs._graphs[size] = None  # type: ignore[assignment]
+        return True
+
+    graphs.capture = capture  # type: ignore[method-assign]
+    assert [graphs.size_for(n) for n in (3, 4, 2, 3, 1)] == [None, None, 4, 4, None]
+    assert graphs.size_for(17) is None
+    assert captured == [4]
+    assert graphs.capture_next()
+    assert not graphs.capture_next()
+    assert captured == [4, 1, 16]
+    assert not graphs.capture_next()
+
+
+def test_padding_reads_and_writes_nothing() -> None:
+    """Rows that fill a batch up to a captured size have no place in the cache."""
+    rows = DeviceRows(4, 3, 16, CPU)
+    ids, index, contexts = torch.tensor([7, -1, 0]), torch.tensor([1, 2, 4]), torch.tensor([20, 1, 0])
+    rows.tokens[2] = 9
+    rows.tables[1] = torch.tensor([5, 6, 7])
+    step = rows.decoding(ids, index, contexts)
+    assert step.ids.tolist()[:2] == [7, 9]
+    assert step.positions.tolist() == [19, 0, 0]
+    assert step.slots.tolist() == [6 * 16 + 3, 0, -1]
+    assert len(step.groups) == 2  # one each, none for the padding
