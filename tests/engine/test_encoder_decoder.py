@@ -17,7 +17,7 @@ from transformers.models.t5.modeling_t5 import T5Attention
 
 from penstock.engine.config import EngineConfig
 from penstock.engine.encoded_step import build_encoded_step
-from penstock.engine.load import _weight_bytes
+from penstock.engine.load import planned_weight_bytes
 from penstock.engine.loop import EngineLoop
 from penstock.engine.request import Embed, EngineRequest, Grammar, Sampling
 from penstock.engine.scheduler import Run
@@ -306,7 +306,7 @@ def test_states_are_the_encoders(t5: Path, pooling: str) -> None:
     assert sorted(found) == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("quantize", FORMATS)
+@pytest.mark.parametrize("quantize", [name for name in FORMATS if name != "fp8"])  # which is for GPUs
 def test_every_format_runs_in_bfloat16(quantize: str, tmp_path: Path) -> None:
     """And the planned bytes are those of the weights."""
     for name in ("t5", "flan-t5"):
@@ -315,7 +315,9 @@ def test_every_format_runs_in_bfloat16(quantize: str, tmp_path: Path) -> None:
         result = generate(engine, requests(made_prompts(3, 40, 512), 8))[2]
         assert len(result.ids) == 8, result.error
         entries = read_checkpoint(folder)
-        planned = _weight_bytes(entries, read_encoder_decoder(folder), WeightMap(), torch.bfloat16, FORMATS[quantize])
+        planned = planned_weight_bytes(
+            entries, read_encoder_decoder(folder), WeightMap(), torch.bfloat16, FORMATS[quantize]
+        )
         stored = sum(entry.end - entry.start for entry in entries.values()) / 2
         assert 0.3 * stored <= planned <= 1.4 * stored
     assert generate(load(folder, dummy_weights=True), requests([[3, 4]], 4))[0].error is None

@@ -39,8 +39,8 @@ from penstock.plan.memory import GIB, Footprint, KVPlan, human, longest_that_fit
 from penstock.plan.work import PairCost, StepCost
 
 HEAD_ROWS = 64  # rows of scores at a time where every prompt position is scored
-_NOT_HERE = "; --kv-cache-dtype is for GPUs, and has no effect"
 _TOWER_BYTES = 2**28  # what a vision tower's intermediate results may take: pieces of an image, a layer at a time
+_NOT_HERE = "; --kv-cache-dtype is for GPUs, and has no effect"
 _STEP_TOKENS = 2048  # default budget of a step: enough rows for full speed of the matrix products
 
 

@@ -128,9 +128,7 @@ class Scheduler:
             if self.prefix_caching and not sequence.request.reads_prompt:
                 sequence.take_prefix(self.pool)
             length = min(sequence.pending, budget)
-            if length < sequence.encoded - sequence.computed:  # an encoder reads its text whole
-                return
-            if sequence.computed + length < sequence.whole:  # and so does a decoder that looks ahead
+            if sequence.computed + length < max(sequence.encoded, sequence.whole):  # that is read in one step
                 sequence.drop_blocks(self.pool)
                 return
             if not self._start(sequence, length):
@@ -163,7 +161,7 @@ class Scheduler:
                 return None
             start, stop = sequence.computed, sequence.prompt_length
             length = min(ALONE - start % ALONE, stop - start) if start < stop else 1
-            length = max(length, sequence.encoded - start, sequence.whole - start)  # read whole, see _admit
+            length = max(length, sequence.encoded - start, sequence.whole - start)  # what is read in one step
             if sequence.pending < length:  # its next token is not known yet
                 continue
             if self.waiting and sequence is self.waiting[0]:

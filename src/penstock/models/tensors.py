@@ -15,9 +15,9 @@ from penstock.kernels.gguf_blocks import BLOCKS, dequantize
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _CHUNK = 2**17  # weights that are dequantized at a time
+_PIECE = 2**23  # bytes that one thread reads at a time
 _PINNED = 2**26  # bytes on their way to a device
 CPU = torch.device("cpu")
-_PIECE = 2**23  # bytes that one thread reads at a time
 
 
 class TensorReader:

@@ -114,8 +114,8 @@ class Native:
             top_n_tokens=order.top_n_tokens,
             prompt_logprobs=order.prefill,
             grammar=None if order.grammar is None else await self._grammar(order.grammar, exchange.key_name),
-            deterministic=order.deterministic,
             images=seen.images,
+            deterministic=order.deterministic,
             adapter=order.adapter,
             salt=exchange.salt,
         )
