@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from penstock.engine.config import EngineConfig
-from penstock.engine.load import _weight_bytes
+from penstock.engine.load import planned_weight_bytes
 from penstock.engine.loop import EngineLoop
 from penstock.engine.request import EngineRequest
 from penstock.errors import ModelError
@@ -112,7 +112,7 @@ def test_every_family_loads_and_runs_in_every_format(quantize: str, tmp_path: Pa
         assert len(result.ids) == 8, (name, result.error)
         config, names = describe(folder)
         entries = read_checkpoint(folder)
-        planned = _weight_bytes(entries, config, names, torch.bfloat16, FORMATS[quantize])
+        planned = planned_weight_bytes(entries, config, names, torch.bfloat16, FORMATS[quantize])
         stored = sum(entry.end - entry.start for entry in entries.values()) / 2
         assert planned <= 1.35 * stored, name
         assert engine._decoder.config.kv_elements * 2 * engine.limits.block_size == sum(
