@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from penstock.engine.request import EngineRequest, Sampling
-from penstock.engine.sampler import Watermark, _penalize, _sharpen
-from penstock.engine.sequence import Sequence
+from penstock.engine.request import Sampling
+from penstock.engine.sampler import _sharpen
 from penstock.kernels import attention, sampling
 from penstock.kernels.attention import PagedBatch, alibi_table
 from penstock.kernels.mask import Mask
 from penstock.kernels.norms import ACTIVATIONS, quantize_rows
-from penstock.kernels.sampling import DrawRule, draw_plainly, inverted, restrict_plainly
+from penstock.kernels.penalty import Penalty, Tally
+from penstock.kernels.sampling import DrawRule, draw_plainly, inverted, penalize_plainly, restrict_plainly
 from penstock.kernels.triton.sampler import SamplerRules
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where the tests compute: a card, or the interpreter
@@ -275,10 +275,10 @@ def penalizes(rng: random.Random, device: str, vocab: int) -> None:
     expected = scores.clone()
     for i, text in enumerate(texts):
         if slot[i] >= 0:
-            request = EngineRequest(id=i, prompt_ids=text[: prompts[i]], max_new_tokens=9, sampling=samplings[i])
-            sequence = Sequence.of(request, i, b"", None)
-            sequence.ids.extend(text[prompts[i] :])
-            _penalize(expected[i], sequence, Watermark())
+            tally, asked = Tally(), samplings[i]
+            tally.follow(text, prompts[i])
+            rule = (asked.repetition_penalty, asked.frequency_penalty, asked.count_penalty, asked.presence_penalty)
+            penalize_plainly(expected[i : i + 1], [Penalty(tally, *rule)])
     torch.testing.assert_close(got.cpu(), expected)
 
     words = -(-vocab // 32)
