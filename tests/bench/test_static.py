@@ -107,7 +107,9 @@ def test_one_new_token_is_no_decode(tiny_llama: Path, tmp_path: Path) -> None:
 
 
 def test_ctrl_c_prints_what_is_done(tiny_llama: Path, tmp_path: Path) -> None:
-    args = command("bench", "static", tiny_llama, "-b", "1", "-b", "2", "-d", "20", "-r", "5000", "--threads", "1")
+    args = command(
+        "bench", "static", tiny_llama, "-b", "1", "-b", "2", "-d", "20", "-r", "5000", "--threads", "1", "--no-limits"
+    )
     with subprocess.Popen(args, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         for line in process.stderr:

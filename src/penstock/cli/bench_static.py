@@ -76,7 +76,7 @@ def static(model: str, **options: Any) -> int:
 
     Prefill is the time until every row has its first token, decode the rest. Ends of sequence are ignored. The tables
     are those of text-generation-benchmark, then the share of this machine's memory bandwidth and arithmetic, which are
-    measured when the runs are over. Ctrl-C prints what is done by then.
+    measured before and after the runs. Ctrl-C prints what is done by then.
     """
     from penstock.bench import static as bench
     from penstock.cli.engine import start_engine
@@ -102,6 +102,9 @@ def static(model: str, **options: Any) -> int:
     )
     result = bench.StaticResult(snapshot.name, engine.limits.dtype, engine.limits.weight_size, workload)
     interrupted = False
+    wants_limits = not options["no_limits"]
+    threads, device = options["threads"] or usable_cores(), engine.limits.device
+    before = measure(threads, products=False, device=device) if wants_limits else None
     with Progress(workload) as progress:
         runs: list[Run] = []
         try:
@@ -116,8 +119,8 @@ def static(model: str, **options: Any) -> int:
             if runs:
                 result.batches.append(bench.Batch.of(workload, runs))
     watch.stop()
-    if result.batches and not interrupted and not options["no_limits"]:
-        result.machine = measure(options["threads"] or usable_cores(), device=engine.limits.device)
+    if result.batches and not interrupted and before is not None:
+        result.machine = measure(threads, device=device).beside(before)
     if options["report"]:
         result.report = watch.report(engine, options, result.machine)
     _print(result, options)

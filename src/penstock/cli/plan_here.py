@@ -12,9 +12,9 @@ from penstock.errors import UsageError
 from penstock.plan.hardware import CPU_RUNTIME, CPU_TYPE_SHARE, Device, gpu, known_gpus
 
 PROBE_SECONDS = 0.4  # for each quantity
-# Fitted on this engine with 12 models of 4 to 1236 million parameters: docs/how-to/plan.md has the table.
+# Fitted on this engine with the 12 models of benchmarks/plan.py, of 4 to 1236 million parameters.
 READ_SHARE, COMPUTE_SHARE, PROMPT_SHARE = 0.9, 0.6, 0.8
-LAYER_SECONDS, STEP_SECONDS = 30e-6, 50e-6
+LAYER_SECONDS, STEP_SECONDS, OVERLAP_LOSS = 35e-6, 50e-6, 0.15
 
 
 def measured_processors() -> Device:
@@ -36,6 +36,7 @@ def processors(limits: MachineLimits) -> Device:
         prompt_share=PROMPT_SHARE,
         layer_seconds=LAYER_SECONDS,
         step_seconds=STEP_SECONDS,
+        overlap_loss=OVERLAP_LOSS,
         runtime=CPU_RUNTIME,
         is_cpu=True,
         type_share=CPU_TYPE_SHARE,

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from penstock.devices.threads import bind_threads
 from penstock.errors import EnvironmentFault
@@ -34,6 +34,11 @@ class MachineLimits:
     read_bytes_per_second: float
     best_read: float
     flops: dict[str, float]
+
+    def beside(self, other: MachineLimits) -> MachineLimits:
+        """The same machine with the memory of two measurements: what lies between them ran at neither's speed."""
+        mean = (self.read_bytes_per_second + other.read_bytes_per_second) / 2
+        return replace(self, read_bytes_per_second=mean, best_read=max(self.best_read, other.best_read))
 
     def flops_of(self, weight_size: float) -> float:
         """The limit for weights of so many bytes each: those of 8 bits and fewer are multiplied in 8 bits."""

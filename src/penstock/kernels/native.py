@@ -197,13 +197,13 @@ def _dense_heads(x: Tensor, dim: int) -> Tensor:
 
 
 def can_norm(x: Tensor, weight: Tensor) -> bool:
-    """Whether `rms_norm` takes these: bfloat16 rows that are dense in themselves."""
-    return LIBRARY is not None and x.dtype == weight.dtype == torch.bfloat16 and x.is_contiguous()
+    """Whether `rms_norm` takes these."""
+    return LIBRARY is not None and x.dtype == weight.dtype == torch.bfloat16
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / rms(x) * weight over the last axis. x: [..., n] contiguous bfloat16; weight: [n]."""
-    n = x.shape[-1]
+    """x / rms(x) * weight over the last axis. x: [..., n] bfloat16; weight: [n]. Returns a contiguous tensor."""
+    n, x = x.shape[-1], x.contiguous()
     out = torch.empty_like(x)
     assert LIBRARY is not None  # noqa: S101 (can_norm)
     LIBRARY.penstock_rms_norm_bf16(x.data_ptr(), n, weight.data_ptr(), out.data_ptr(), x.numel() // n, n, eps)

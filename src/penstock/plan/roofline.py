@@ -1,7 +1,8 @@
 """Seconds of a step: what it must move and compute, against what a device moves and computes in a second.
 
 The model of a decoding step is  max(bytes / bandwidth, operations / flops) + layers x constant + constant, after
-Williams, Waterman and Patterson, "Roofline" (2009); the constants are fitted (`hardware.py`, `penstock plan --here`).
+Williams, Waterman and Patterson, "Roofline" (2009), plus a share of the shorter of the two, which the longer does not
+hide wholly; the constants are fitted (`hardware.py`, `penstock plan --here`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ def step_seconds(shape: Shape, form: str, device: Device, cards: int, batch: int
     read = moved / _bandwidth(device, form)
     computed = (products + scores) / (_flops(device, form) * device.compute_share)
     between = shape.layers * (device.layer_seconds + (2 * device.exchange_seconds if cards > 1 else 0.0))
-    return max(read, computed) / cards + between + device.step_seconds
+    busy = max(read, computed) + device.overlap_loss * min(read, computed)
+    return busy / cards + between + device.step_seconds
 
 
 def prompt_seconds(shape: Shape, form: str, device: Device, cards: int, tokens: int) -> float:
