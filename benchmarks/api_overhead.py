@@ -26,7 +26,10 @@ from pathlib import Path
 from penstock.engine import wire
 from penstock.engine.client import EngineClient
 from penstock.engine.config import EngineConfig
-from penstock.engine.request import EngineRequest, EngineStats, Limits, Ready, SequenceOutput, StepOutput, Token
+from penstock.engine.limits import Limits
+from penstock.engine.messages import Ready
+from penstock.engine.output import EngineStats, SequenceOutput, StepOutput, Token
+from penstock.engine.request import EngineRequest
 
 MODEL = Path(__file__).parent.parent / "src" / "penstock" / "demo" / "model"
 PROMPT = "Once upon a time there was a small fox"

@@ -12,8 +12,9 @@ import pytest
 from penstock.bench.statistics import Summary, percentile, table
 from penstock.devices import counters
 from penstock.devices.probe import MachineLimits, measure
+from penstock.engine.messages import Stage
+from penstock.engine.output import EngineStats, Totals
 from penstock.engine.report import RunReport
-from penstock.engine.request import EngineStats, Stage, Totals
 from penstock.models.families import describe
 from penstock.plan.work import StepCost, Work
 

@@ -13,7 +13,8 @@ import pytest
 
 from penstock.engine.client import EngineClient, EngineUnavailable
 from penstock.engine.config import EngineConfig
-from penstock.engine.request import EngineRequest, Sampling, SequenceOutput
+from penstock.engine.output import SequenceOutput
+from penstock.engine.request import EngineRequest, Sampling
 from penstock.errors import ModelError
 
 

@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from penstock.engine.config import EngineConfig
 from penstock.engine.loop import EngineLoop
-from penstock.engine.request import Embed, EngineRequest, SequenceOutput
+from penstock.engine.output import SequenceOutput
+from penstock.engine.request import Embed, EngineRequest
 from penstock.errors import InvalidRequest
 from tests.checkpoints import save_tiny
 

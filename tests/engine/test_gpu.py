@@ -16,8 +16,9 @@ from penstock.engine.config import EngineConfig
 from penstock.engine.gpu import load_on_gpu
 from penstock.engine.graphs import DecodeGraphs, usable_sizes
 from penstock.engine.loop import EngineLoop
+from penstock.engine.messages import Stage
 from penstock.engine.open import device_of
-from penstock.engine.request import EngineRequest, Stage
+from penstock.engine.request import EngineRequest
 from penstock.engine.rows import DeviceRows
 from penstock.errors import EnvironmentFault, ResourceError, UsageError
 from penstock.plan.memory import CARD_MARGIN, GIB, CardMemory, plan_card

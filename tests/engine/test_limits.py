@@ -13,8 +13,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from penstock.engine.config import EngineConfig
+from penstock.engine.limits import Limits, validate
 from penstock.engine.loop import EngineLoop
-from penstock.engine.request import Embed, EngineRequest, Grammar, Limits, Sampling, validate
+from penstock.engine.request import Embed, EngineRequest, Grammar, Sampling
 from penstock.errors import InvalidRequest, ModelError, ResourceError, UsageError
 from penstock.plan.memory import Footprint, human, plan_kv
 from tests.checkpoints import save_tiny

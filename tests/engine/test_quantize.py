@@ -14,7 +14,8 @@ from torch import Tensor
 from penstock.demo import model_path
 from penstock.engine.config import EngineConfig
 from penstock.engine.loop import EngineLoop
-from penstock.engine.request import EngineRequest, Stage
+from penstock.engine.messages import Stage
+from penstock.engine.request import EngineRequest
 from penstock.errors import UsageError
 from penstock.formats import FORMATS, Format
 from penstock.formats.dense import GatedPair

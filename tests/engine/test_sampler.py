@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from penstock.engine import sampler
-from penstock.engine.request import EngineRequest, Sampling, Token
+from penstock.engine.output import Token
+from penstock.engine.request import EngineRequest, Sampling
 from penstock.engine.sampler import BrokenScores, Watermark, prompt_logprobs, uniform
 from penstock.engine.sequence import Sequence
 

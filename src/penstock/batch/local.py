@@ -18,7 +18,9 @@ from penstock.batch.parameters import Parameters, seed_of
 from penstock.batch.prompts import Prompt, Prompter
 from penstock.batch.results import Result, Sample
 from penstock.batch.rows import Row
-from penstock.engine.request import EngineRequest, Limits, SequenceOutput, StepOutput
+from penstock.engine.limits import Limits
+from penstock.engine.output import SequenceOutput, StepOutput
+from penstock.engine.request import EngineRequest
 from penstock.errors import InvalidRequest, PartialResults
 from penstock.text.stream import TextStream
 from penstock.text.tokenizer import Tokenizer

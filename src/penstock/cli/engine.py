@@ -16,7 +16,7 @@ from penstock.cli.options import engine_config
 
 if TYPE_CHECKING:
     from penstock.engine.loop import EngineLoop
-    from penstock.engine.request import Stage
+    from penstock.engine.messages import Stage
     from penstock.hub.snapshot import Snapshot
 
 

@@ -13,8 +13,8 @@ from penstock.devices.counters import EnergyMeter, disk_bytes
 if TYPE_CHECKING:
     from penstock.devices.probe import MachineLimits
     from penstock.engine.loop import EngineLoop
+    from penstock.engine.messages import Stage
     from penstock.engine.report import RunReport
-    from penstock.engine.request import Stage
 
 report_option = click.option(
     "--report", is_flag=True, help="At the end: bytes, FLOPs, shares of the machine's limits, the bottleneck."

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from penstock.engine.request import AdapterReply, Failed, LoadAdapter, UnloadAdapter
+from penstock.engine.messages import AdapterReply, Failed, LoadAdapter, UnloadAdapter
 
 log = logging.getLogger("penstock.engine")
 

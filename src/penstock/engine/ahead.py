@@ -19,7 +19,7 @@ from torch import Tensor
 from penstock.engine.config import EngineConfig
 from penstock.engine.load import LoadedModel
 from penstock.engine.loop import FAILED, EngineLoop
-from penstock.engine.request import SequenceOutput, Token
+from penstock.engine.output import SequenceOutput, Token
 from penstock.engine.runner import Flight, Runner
 from penstock.engine.sampler import draws_simply
 from penstock.engine.scheduler import Run

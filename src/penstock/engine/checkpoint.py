@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from penstock.engine.config import EngineConfig
+from penstock.engine.limits import Limits
 from penstock.engine.load import Clock, choose_format, planned_weight_bytes
-from penstock.engine.request import Limits
 from penstock.errors import UsageError
 from penstock.formats import FORMATS, Format
 from penstock.hub.checkpoint import TensorEntry

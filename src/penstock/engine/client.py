@@ -23,22 +23,20 @@ from penstock.engine import wire
 from penstock.engine.adapter_calls import AdapterCalls
 from penstock.engine.child import environment
 from penstock.engine.config import EngineConfig
-from penstock.engine.request import (
+from penstock.engine.limits import Limits
+from penstock.engine.messages import (
     Abort,
     AdapterReply,
     Beat,
-    EngineRequest,
-    EngineStats,
     Failed,
     FromEngine,
-    Limits,
     LoadAdapter,
     Ready,
-    SequenceOutput,
     Stage,
-    StepOutput,
     UnloadAdapter,
 )
+from penstock.engine.output import EngineStats, SequenceOutput, StepOutput
+from penstock.engine.request import EngineRequest
 from penstock.errors import PenstockError, by_exit_code
 
 log = logging.getLogger("penstock.engine")

@@ -15,8 +15,11 @@ from penstock.engine.ahead import AheadLoop
 from penstock.engine.checkpoint import Checkpoint
 from penstock.engine.config import EngineConfig
 from penstock.engine.graphs import usable_sizes
+from penstock.engine.limits import Limits
 from penstock.engine.load import Clock, LoadedModel
-from penstock.engine.request import EngineRequest, EngineStats, Limits, Sampling, Stage
+from penstock.engine.messages import Stage
+from penstock.engine.output import EngineStats
+from penstock.engine.request import EngineRequest, Sampling
 from penstock.errors import ModelError, ResourceError, UsageError
 from penstock.models.decoder import Decoder
 from penstock.plan.memory import GIB, CardMemory, human, plan_card

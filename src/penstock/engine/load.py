@@ -16,7 +16,8 @@ from penstock.devices.cpu import choose_dtype
 from penstock.devices.memory import available_bytes
 from penstock.engine.adapters import Adapters, planned_bytes, read_given
 from penstock.engine.config import EngineConfig
-from penstock.engine.request import Limits, Stage
+from penstock.engine.limits import Limits
+from penstock.engine.messages import Stage
 from penstock.engine.step import GATHERED
 from penstock.errors import ResourceError, UsageError
 from penstock.formats import FORMATS, Format

@@ -13,8 +13,8 @@ from penstock.devices.cpu import DTYPES, choose_dtype
 from penstock.devices.memory import available_bytes
 from penstock.engine.adapters import Adapters, read_given
 from penstock.engine.config import EngineConfig
+from penstock.engine.limits import Limits
 from penstock.engine.load import Clock, LoadedModel, fit, step_bytes
-from penstock.engine.request import Limits
 from penstock.errors import EnvironmentFault, ModelError, ResourceError, UsageError
 from penstock.hub.checkpoint import read_checkpoint
 from penstock.hub.config import read_config

@@ -20,19 +20,13 @@ from penstock.engine.encoded_step import build_encoded_step
 from penstock.engine.grammar import Cursor, Grammars
 from penstock.engine.held import HeldRows
 from penstock.engine.images import Eyes, PromptImages
+from penstock.engine.limits import validate
 from penstock.engine.load import LoadedModel
+from penstock.engine.messages import Stage
 from penstock.engine.open import device_of, open_model
+from penstock.engine.output import EngineStats, FinishReason, SequenceOutput, StepOutput, Token
 from penstock.engine.prompt import Watch, is_broken, read_prompts, report
-from penstock.engine.request import (
-    EngineRequest,
-    EngineStats,
-    FinishReason,
-    SequenceOutput,
-    Stage,
-    StepOutput,
-    Token,
-    validate,
-)
+from penstock.engine.request import EngineRequest
 from penstock.engine.sampler import BrokenScores, Watermark
 from penstock.engine.scheduler import Run, Scheduler
 from penstock.engine.sequence import Sequence

@@ -11,7 +11,7 @@ from penstock.devices.cuda import choose_device
 from penstock.engine.config import EngineConfig
 from penstock.engine.load import Clock, LoadedModel, load_decoder
 from penstock.engine.load_fallback import load_transformers
-from penstock.engine.request import Stage
+from penstock.engine.messages import Stage
 from penstock.errors import UsageError
 from penstock.hub.config import read_config
 from penstock.models.encoder_decoder.config import encodes

@@ -21,18 +21,17 @@ from penstock import logs
 from penstock.devices.threads import bind_threads
 from penstock.engine import wire
 from penstock.engine.child import settle_in
-from penstock.engine.request import (
+from penstock.engine.messages import (
     Abort,
     AdapterReply,
     Failed,
     FromEngine,
     LoadAdapter,
     Ready,
-    SequenceOutput,
     Stage,
-    StepOutput,
     UnloadAdapter,
 )
+from penstock.engine.output import SequenceOutput, StepOutput
 from penstock.errors import InvalidRequest, PenstockError
 
 if TYPE_CHECKING:  # importing it imports torch, whose threads must be set first

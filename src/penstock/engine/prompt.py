@@ -10,7 +10,7 @@ from torch import Tensor
 
 from penstock.engine import sampler
 from penstock.engine.load import HEAD_ROWS
-from penstock.engine.request import SequenceOutput
+from penstock.engine.output import SequenceOutput
 from penstock.engine.sequence import Sequence
 from penstock.engine.step import Step
 from penstock.models.model import Model

@@ -20,22 +20,20 @@ import msgspec
 from penstock.engine import wire
 from penstock.engine.child import environment
 from penstock.engine.config import EngineConfig
-from penstock.engine.request import (
+from penstock.engine.limits import Limits, validate
+from penstock.engine.messages import (
     Abort,
     AdapterReply,
-    EngineRequest,
     Failed,
     FromEngine,
-    Limits,
     LoadAdapter,
     Ready,
-    SequenceOutput,
     Stage,
-    StepOutput,
     ToEngine,
     UnloadAdapter,
-    validate,
 )
+from penstock.engine.output import SequenceOutput, StepOutput
+from penstock.engine.request import EngineRequest
 from penstock.errors import PenstockError, by_exit_code
 
 STUCK_SECONDS = 150.0  # so long without a sign of life, and the child is given up

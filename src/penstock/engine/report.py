@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import msgspec
 
 from penstock.devices.probe import MachineLimits
-from penstock.engine.request import EngineStats, Stage
+from penstock.engine.messages import Stage
+from penstock.engine.output import EngineStats
 
 _LOW = 0.3  # below such shares of both limits neither memory nor arithmetic is what a step waits for
 

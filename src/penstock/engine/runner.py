@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from penstock.engine.graphs import DecodeGraphs
+from penstock.engine.output import SequenceOutput
 from penstock.engine.prompt import Watch, read_prompts
-from penstock.engine.request import SequenceOutput
 from penstock.engine.rows import DeviceRows
 from penstock.engine.sampler import draw_rule
 from penstock.engine.scheduler import Run

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from penstock.engine.request import EngineRequest, Sampling, Token
+from penstock.engine.output import Token
+from penstock.engine.request import EngineRequest, Sampling
 from penstock.engine.sequence import Sequence
 from penstock.kernels.penalty import Penalty, Tally
 from penstock.kernels.sampling import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from penstock.engine.config import EngineConfig
-from penstock.engine.request import Beat, FromEngine, ToEngine
+from penstock.engine.messages import Beat, FromEngine, ToEngine
 
 MAX_FRAME = 2**28
 

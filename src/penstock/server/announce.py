@@ -10,7 +10,8 @@ from pathlib import Path
 
 import msgspec
 
-from penstock.engine.request import Limits, Stage
+from penstock.engine.limits import Limits
+from penstock.engine.messages import Stage
 from penstock.logs import in_json, json_line, visible
 from penstock.server.config import ServeConfig
 from penstock.server.guard import is_loopback

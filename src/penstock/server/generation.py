@@ -11,8 +11,9 @@ from typing import NoReturn
 import msgspec
 
 from penstock.engine.client import EngineUnavailable
-from penstock.engine.request import EngineRequest, SequenceOutput
-from penstock.engine.request import Token as EngineToken
+from penstock.engine.output import SequenceOutput
+from penstock.engine.output import Token as EngineToken
+from penstock.engine.request import EngineRequest
 from penstock.server.f32 import shortest
 from penstock.server.house import House
 from penstock.server.refusal import generation_failed, incomplete, invalid, unhealthy

@@ -10,7 +10,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from penstock.engine.client import EngineClient
-from penstock.engine.request import EngineRequest, Limits, validate
+from penstock.engine.limits import Limits, validate
+from penstock.engine.request import EngineRequest
 from penstock.errors import InvalidRequest
 from penstock.server.config import ServeConfig
 from penstock.server.grammars import Grammars

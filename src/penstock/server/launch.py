@@ -19,7 +19,8 @@ import msgspec
 from penstock import logs
 from penstock.devices.counters import EnergyMeter, disk_bytes
 from penstock.engine.client import EngineClient
-from penstock.engine.request import EngineStats, Stage
+from penstock.engine.messages import Stage
+from penstock.engine.output import EngineStats
 from penstock.errors import ModelError, UsageError
 from penstock.hub.adapters import resolve_adapter
 from penstock.hub.snapshot import Snapshot, resolve

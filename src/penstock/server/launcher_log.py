@@ -6,7 +6,7 @@ import asyncio
 import time
 from datetime import UTC, datetime
 
-from penstock.engine.request import Limits
+from penstock.engine.limits import Limits
 from penstock.hub.snapshot import Snapshot
 from penstock.logs import in_json, json_line, visible
 from penstock.server.config import ServeConfig

@@ -23,7 +23,8 @@ from penstock.server.timings import Timings
 
 if TYPE_CHECKING:
     from penstock.engine.client import EngineClient
-    from penstock.engine.request import EngineStats, Limits
+    from penstock.engine.limits import Limits
+    from penstock.engine.output import EngineStats
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 DURATIONS = [0.0001 * 1.5**n for n in range(1, 36)]  # TGI's buckets, seconds

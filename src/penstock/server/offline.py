@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 from penstock.batch.openai import AnswerLine, BatchLine
 from penstock.engine.client import EngineClient
-from penstock.engine.request import Stage
+from penstock.engine.messages import Stage
 from penstock.hub.snapshot import Snapshot
 from penstock.server.config import ServeConfig
 from penstock.server.house import House

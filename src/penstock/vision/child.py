@@ -18,7 +18,8 @@ from pathlib import Path
 import PIL.Image
 import PIL.ImageOps
 
-from penstock.engine.request import MAX_IMAGE_BYTES, Image
+from penstock.engine.limits import MAX_IMAGE_BYTES
+from penstock.engine.request import Image
 from penstock.hub import jail
 from penstock.vision.processors import Processor, load_processor
 from penstock.vision.wire import Ask, Limits, RawImage, Setup, Started, Told, frame, receive

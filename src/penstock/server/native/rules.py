@@ -6,7 +6,8 @@ import secrets
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from penstock.engine.request import Limits, Sampling
+from penstock.engine.limits import Limits
+from penstock.engine.request import Sampling
 from penstock.server.config import ServeConfig
 from penstock.server.f32 import rounded
 from penstock.server.native import wire

@@ -8,7 +8,7 @@ import logging
 import msgspec
 
 from penstock.engine.client import EngineUnavailable
-from penstock.engine.request import LoadAdapter, UnloadAdapter
+from penstock.engine.messages import LoadAdapter, UnloadAdapter
 from penstock.errors import EnvironmentFault, PenstockError
 from penstock.hub.adapters import resolve_adapter
 from penstock.server.body import parse
