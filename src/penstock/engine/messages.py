@@ -1,4 +1,4 @@
-"""What a front end and the engine process say to each other beside requests and steps, as msgpack over a socket pair."""
+"""What a front end and the engine process say to each other beside requests and steps: msgpack over a socket pair."""
 
 from __future__ import annotations
 
