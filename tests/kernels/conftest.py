@@ -1,11 +1,8 @@
-"""Where there is no card, kernels run on Triton's interpreter, which has to be asked for before Triton is imported."""
-
-import os
+"""Where there is no card, kernels run on Triton's interpreter (tests/conftest.py asks for it), put right here."""
 
 import torch
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
     try:
         import triton  # noqa: F401
     except ImportError:
