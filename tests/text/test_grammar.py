@@ -242,7 +242,7 @@ def test_a_flood_of_one_key_does_not_end_what_another_key_waits_for(who: str) ->
             task.cancel()
         return mine
 
-    mine = run(work, msgspec.structs.replace(CONFIG, share=0.002))
+    mine = run(work, msgspec.structs.replace(CONFIG, share=0.0005))
     assert isinstance(mine, Grammar if who == "me" else GrammarRefused), mine
 
 
