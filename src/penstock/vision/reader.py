@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import select
 import subprocess
-import sys
-import threading
-import weakref
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, TypeVar, cast
+from typing import TypeVar
 
 import msgspec
 
 from penstock.engine.child import environment
 from penstock.errors import InvalidRequest
+from penstock.text.children import Child, Children
 from penstock.vision.wire import Ask, Limits, RawImage, Setup, Started, Told, frame, receive
 
 T = TypeVar("T")
@@ -39,27 +36,23 @@ class ImageReader:
     def __init__(self, folder: Path, token: str, limits: Limits) -> None:
         """token: the placeholder as the tokenizer spells it. Raises ImagesUnavailable."""
         self._setup = Setup(str(folder), token, limits)
-        self._lock = threading.Lock()
-        self._idle: list[_Child] = []
-        self._finalizer = weakref.finalize(self, _end_all, self._idle)
+        self._idle: Children[_Child] = Children()
+        self._finalizer = self._idle.end_with(self)
         child = _Child(self._setup)
         self.token, self.inline = token, child.started.inline
-        self._idle.append(child)
+        self._idle.give_back(child)
 
     def read(self, text: str, images: list[RawImage]) -> Told:
         """The images for the engine, and the prompt with their placeholders. Raises ImagesRefused."""
-        with self._lock:
-            child = self._idle.pop() if self._idle else None
-        told = None
-        if child is None or child.gone:
+        child, told = self._idle.take(), None
+        if child is None:
             with suppress(ImagesUnavailable):
                 child = _Child(self._setup)
         if child is not None:
             told = child.ask(Ask(text, images), Told, READ_SECONDS)
         if child is None or told is None:
             raise ImagesRefused("the images take too long to read")
-        with self._lock:
-            self._idle.append(child)
+        self._idle.give_back(child)
         if told.error:
             raise ImagesRefused(told.error)
         return told
@@ -69,54 +62,16 @@ class ImageReader:
         self._finalizer()
 
 
-class _Child:
-    """One process. It serves one request at a time."""
-
+class _Child(Child):
     def __init__(self, setup: Setup) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "penstock.vision.child"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**environment(), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-        )
-        self._sink = cast(BinaryIO, self._process.stdin)
-        self._source = cast(BinaryIO, self._process.stdout)
+        env = {**environment(), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        super().__init__("penstock.vision.child", env, stderr=subprocess.DEVNULL)
         started = self.ask(setup, Started, START_SECONDS)
         if started is None or started.error:
             self.end()
             raise ImagesUnavailable("the process that reads them ended" if started is None else started.error)
         self.started = started
 
-    @property
-    def gone(self) -> bool:
-        return self._process.poll() is not None
-
     def ask(self, message: msgspec.Struct, kind: type[T], seconds: float) -> T | None:
         """The answer; None, with the process gone, where none comes in time."""
-        reply = None
-        try:
-            self._sink.write(frame(message))
-            self._sink.flush()
-            poll = select.poll()
-            poll.register(self._source, select.POLLIN)
-            if poll.poll(seconds * 1000):
-                reply = receive(self._source, kind)
-        except OSError:  # it died while it was asked
-            pass
-        finally:
-            if reply is None:
-                self.end()
-        return reply
-
-    def end(self) -> None:
-        self._process.kill()
-        with suppress(OSError):
-            self._sink.close()
-        self._source.close()
-        self._process.wait()
-
-
-def _end_all(children: list[_Child]) -> None:
-    while children:
-        children.pop().end()
+        return self.exchange(lambda sink: sink.write(frame(message)), lambda source: receive(source, kind), seconds)
