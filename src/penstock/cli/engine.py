@@ -26,8 +26,10 @@ def start_engine(
     """Load the model with the engine options; says each stage with its seconds unless `quiet`, and adds it to
     `stages`."""
     from penstock.devices.threads import bind_threads
+    from penstock.text.tokenizer import start_threads
 
     _log_for_people()
+    start_threads()  # before OpenMP takes a core for this thread: those that it starts then would share that core
     bind_threads(options.get("threads"))  # before torch is imported: it reads the variables once
     before = signal.signal(signal.SIGINT, _leave)
     try:

@@ -88,6 +88,12 @@ class Tokenizer:
         return detokenizer.decode(self.pieces, [token_id], continues=True)
 
 
+def start_threads() -> None:
+    """Start the threads that encode many texts, which otherwise start with the first of them. They may use the cores
+    that the calling thread may use now."""
+    tokenizers.Tokenizer(tokenizers.models.BPE()).encode_batch_fast(["", ""])
+
+
 def load_tokenizer(folder: Path) -> Tokenizer | None:
     """The tokenizer of a model folder, None when it has none. Raises ModelError when it is damaged."""
     settings = _settings(folder)
