@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from array import array
 from pathlib import Path
 
 import msgspec
@@ -76,7 +77,7 @@ def our_logits(engine: EngineLoop, row: list[int], ids: list[int]) -> Tensor:
     request = EngineRequest(id=0, prompt_ids=row, max_new_tokens=len(ids))
     sequence = Sequence.of(request, 0, b"", None, frozenset(), (start_id, block_size))
     sequence.ids += ids[:-1]
-    sequence.blocks = list(range(-(-len(sequence.ids) // block_size)))
+    sequence.blocks = array("q", range(-(-len(sequence.ids) // block_size)))
     step = build_encoded_step([Run(sequence, len(sequence.ids))], block_size)
     cache = engine._decoder.new_cache(len(sequence.blocks), block_size)
     return engine._decoder.logits(engine._decoder.forward(step.inputs, cache))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from array import array
 from pathlib import Path
 
 import pytest
@@ -144,7 +145,7 @@ def test_one_long_sequence_does_not_widen_the_short_ones() -> None:
     def decoding(number: int, context: int) -> Run:
         sequence = Sequence.of(EngineRequest(number, [1] * context, 1), number, b"", None)
         sequence.computed = context - 1
-        sequence.blocks = list(range(-(-context // 16)))
+        sequence.blocks = array("q", range(-(-context // 16)))
         return Run(sequence, 1)
 
     runs = [decoding(i, 100 + i % 7) for i in range(31)] + [decoding(31, 8000)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -93,6 +93,6 @@ def _texts(fresh: list[Run], crosses: list[RunGroup], block_size: int) -> Encode
     return EncoderInputs(torch.tensor(ids, dtype=torch.int64), slots, texts, crosses)
 
 
-def _slots(blocks: list[int], start: int, stop: int, block_size: int) -> list[int]:
+def _slots(blocks: Sequence[int], start: int, stop: int, block_size: int) -> list[int]:
     """Where the tokens start..stop of a sequence go in the cache."""
     return [blocks[p // block_size] * block_size + p % block_size for p in range(start, stop)]

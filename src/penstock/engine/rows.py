@@ -6,6 +6,7 @@ since. Everything else that a step needs is made there from these rows.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -24,10 +25,10 @@ _WIDTH = 16  # block tables are cut at multiples of this
 
 @dataclass
 class _Row:
-    """blocks: the sequence's own list, of which the device knows the first `sent`."""
+    """blocks: the sequence's own, of which the device knows the first `sent`."""
 
     index: int
-    blocks: list[int]
+    blocks: array[int]
     sent: int = 0
 
 

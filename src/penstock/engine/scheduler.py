@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import bisect
 import time
+from array import array
 from collections import deque
 from dataclasses import dataclass
 
@@ -35,7 +36,7 @@ class Run:
         return self.sequence.computed + self.length
 
     @property
-    def blocks(self) -> list[int]:
+    def blocks(self) -> array[int]:
         return self.sequence.blocks
 
     @property

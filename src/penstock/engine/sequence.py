@@ -40,7 +40,7 @@ class Sequence:
     number: int  # order of arrival, breaks ties
     computed: int = 0
     ahead: int = 0  # tokens behind `ids` that were chosen, or will be by a step under way, and are not known here yet
-    blocks: list[int] = field(default_factory=list)
+    blocks: array[int] = field(default_factory=lambda: array("q"))
     keys: list[bytes] = field(default_factory=list)  # of the full blocks of `ids`, grown on demand
     published: int = 0  # blocks already offered to the prefix index
     cached_tokens: int = 0  # taken from the prefix index at first admission
@@ -164,7 +164,7 @@ class Sequence:
     def take_prefix(self, pool: BlockPool) -> None:
         """Start from whatever the pool already holds; at least one token stays to compute."""
         keys = self.full_keys(pool.block_size, len(self.ids) - 1)
-        self.blocks = pool.match(keys)
+        self.blocks = array("q", pool.match(keys))
         if len(self.blocks) * pool.block_size < self.encoded:  # an encoder's part is of no use
             self.drop_blocks(pool)
         self.computed = len(self.blocks) * pool.block_size
@@ -208,4 +208,4 @@ class Sequence:
     def drop_blocks(self, pool: BlockPool) -> None:
         """Give every block back; the sequence starts over as a fresh one with a longer prompt."""
         pool.release(self.blocks)
-        self.blocks, self.computed, self.published = [], 0, 0
+        self.blocks, self.computed, self.published = array("q"), 0, 0

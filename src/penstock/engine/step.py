@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -138,13 +139,13 @@ class Piece(NamedTuple):
     sequence does not make the short ones beside it pay its length.
     """
 
-    blocks: list[int]
+    blocks: array[int]
     length: int
     context: int
     kind: tuple[int, int]
 
     @classmethod
-    def of(cls, blocks: list[int], length: int, end: int, block_size: int) -> list[Piece]:
+    def of(cls, blocks: array[int], length: int, end: int, block_size: int) -> list[Piece]:
         """The pieces of a run of `length` tokens, the last of which sees `end`. A run of one token or of many is one.
         One of a few, as a grammar forces them, goes token by token beside those that decode: reading a short context
         again costs less than a group of its own."""
@@ -157,7 +158,7 @@ class Piece(NamedTuple):
         ]
 
     @classmethod
-    def last(cls, blocks: list[int], end: int, block_size: int) -> Piece:
+    def last(cls, blocks: array[int], end: int, block_size: int) -> Piece:
         """The last token of a run alone."""
         return cls.of(blocks, 1, end, block_size)[0]
 
@@ -187,7 +188,10 @@ def groups(pieces: list[Piece], block_size: int) -> Iterator[RunGroup]:
         ):
             continue
         # a row is filled up with its own last block: nobody else's numbers come near it
-        table = torch.tensor([m.blocks + m.blocks[-1:] * (width - len(m.blocks)) for m in members])
-        yield RunGroup(start, piece.length, [m.context for m in members], table)
+        table = array("q")
+        for m in members:
+            table += m.blocks if len(m.blocks) == width else m.blocks + m.blocks[-1:] * (width - len(m.blocks))
+        blocks = torch.frombuffer(table, dtype=torch.int64).view(len(members), width)
+        yield RunGroup(start, piece.length, [m.context for m in members], blocks)
         start += piece.length * len(members)
         members, width = [], 0
