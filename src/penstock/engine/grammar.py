@@ -81,7 +81,7 @@ class Cursor:
         return self.quick and not self._masked and self.error is None
 
     def take(self, token_id: int) -> bool:
-        """Consume a token if it may come."""
+        """Consume a token if it may come, and what is forced behind it."""
         self._do(self._try, token_id)
         self._misses = 0 if self._taken is not None else self._misses + 1
         self._wary = min(2**self._misses - 1, _WARY)
@@ -91,8 +91,9 @@ class Cursor:
         """Consume a token, if there is one that was not taken, and what is forced behind it. The mask of a quick cursor
         is left until somebody asks, if the next token will be guessed."""
         self._masked = False
-        self._do(self._advance, token_id)
-        self._moved = True
+        if token_id is None or token_id != self._taken or self._wary or not self.quick:
+            self._do(self._advance, token_id)
+        self._taken, self._moved = None, True
 
     def mask(self) -> Mask:
         """What may come after the forced tokens."""
@@ -101,17 +102,25 @@ class Cursor:
         return self._mask
 
     def _try(self, token_id: int | None) -> None:
-        self._taken = token_id if self._matcher.try_consume_tokens([token_id]) == 1 else None
+        if self._matcher.try_consume_tokens([token_id]) == 1:
+            self._taken = token_id
+            self._follow()
+        else:
+            self._taken = None
 
     def _advance(self, token_id: int | None) -> None:
-        if token_id != self._taken:
-            self._matcher.consume_token(token_id)
-        self._taken = None
+        if token_id is None or token_id != self._taken:
+            if token_id is not None:
+                self._matcher.consume_token(token_id)
+            self._follow()
+        if self._wary or not self.quick:
+            self._make_mask(None)
+
+    def _follow(self) -> None:
+        """Consume what is forced here."""
         self.forced = self._matcher.compute_ff_tokens()
         if self.forced:
             self._matcher.consume_tokens(self.forced)
-        if self._wary or not self.quick:
-            self._make_mask(None)
 
     def _make_mask(self, _token_id: int | None) -> None:
         self._matcher.unsafe_compute_mask_ptr(self._mask.address, self._mask.bits.nbytes)
