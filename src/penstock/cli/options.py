@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from penstock.hub.snapshot import Snapshot
 
 F = TypeVar("F", bound=Callable[..., Any])
-KV_DTYPES = ("fp8_e4m3fn", "fp8_e5m2")
+KV_DTYPES = ("int8", "fp8_e4m3fn", "fp8_e5m2")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _FORMATS = ("none", "bf16", "fp8", "int8", "int4", "auto")
 _NEAREST = {"eetq": "int8", "bitsandbytes": "int8", "bitsandbytes-nf4": "int4", "bitsandbytes-fp4": "int4"}
@@ -177,7 +177,9 @@ engine_options = stack(
         help="Share of the whole GPU that this process may take.",
     ),
     click.option(
-        "--kv-cache-dtype", type=click.Choice(KV_DTYPES), help="Of a GPU's KV cache.  [default: that of the weights]"
+        "--kv-cache-dtype",
+        type=click.Choice(KV_DTYPES),
+        help="Of the KV cache: int8 on a processor, fp8 on a GPU.  [default: what is computed in]",
     ),
     click.option(
         "--cuda-graphs",

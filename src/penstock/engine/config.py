@@ -15,7 +15,7 @@ class EngineConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     the number of KV slots, max_batch_size the number of sequences that run together. trust_remote_code: Python code in
     the model's folder may run. offload_folder: where weights lie that fit no memory and must be written anew.
 
-    device: auto, cpu, cuda or cuda:I. What begins with cuda_ and kv_cache_dtype are for GPUs alone. cuda_graphs: batch
+    device: auto, cpu, cuda or cuda:I. What begins with cuda_ is for GPUs alone. cuda_graphs: batch
     sizes whose steps of decoding are captured; empty for none.
     """
 
@@ -34,7 +34,7 @@ class EngineConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     prefix_caching: bool = True
     memory_fraction: float = 0.9  # share of the free memory that weights and KV may take
     device: str = "auto"
-    kv_cache_dtype: str | None = None  # fp8_e4m3fn or fp8_e5m2; None is the working type
+    kv_cache_dtype: str | None = None  # int8 on processors, fp8_e4m3fn or fp8_e5m2 on GPUs; None is the working type
     kv_cache_gib: float | None = None  # memory of the KV cache
     cuda_memory_fraction: float = 0.9  # share of the whole card that this engine may take
     cuda_graphs: tuple[int, ...] = DECODE_SIZES

@@ -16,6 +16,7 @@ from penstock.devices.cpu import choose_dtype
 from penstock.devices.memory import available_bytes
 from penstock.engine.adapters import Adapters, planned_bytes, read_given
 from penstock.engine.config import EngineConfig
+from penstock.engine.kv_type import kv_bytes, kv_dtype, kv_in_words
 from penstock.engine.limits import Limits
 from penstock.engine.messages import Stage
 from penstock.engine.step import GATHERED
@@ -41,7 +42,6 @@ from penstock.plan.work import PairCost, StepCost
 
 HEAD_ROWS = 64  # rows of scores at a time where every prompt position is scored
 _TOWER_BYTES = 2**28  # what a vision tower's intermediate results may take: pieces of an image, a layer at a time
-_NOT_HERE = "; --kv-cache-dtype is for GPUs, and has no effect"
 _STEP_TOKENS = 2048  # default budget of a step: enough rows for full speed of the matrix products
 
 
@@ -76,7 +76,8 @@ def load_decoder(config: EngineConfig, clock: Clock) -> LoadedModel:
     if vision is not None and entries is not None:
         weight_bytes += sum(prod(e.shape) for e in tower_entries(entries, names).values()) * dtype.itemsize
 
-    cost = _cost(described, form.weight_bytes or dtype.itemsize, dtype)
+    kept = kv_dtype(config, dtype)
+    cost = _cost(described, form.weight_bytes or dtype.itemsize, kv_bytes(described, kept) / described.kv_elements)
     decoder_config = described if isinstance(described, DecoderConfig) else None
     given = read_given(config, decoder_config, names)
     adapter_bytes = planned_bytes(config, given, dtype)
@@ -87,7 +88,7 @@ def load_decoder(config: EngineConfig, clock: Clock) -> LoadedModel:
     kv_token = plan.kv_bytes // (plan.num_blocks * plan.block_size)
     kv_text = (
         f"{plan.num_blocks * plan.block_size} tokens x {human(kv_token)} = {human(plan.kv_bytes)} "
-        f"({plan.reason}; --max-batch-total-tokens){'' if config.kv_cache_dtype is None else _NOT_HERE}"
+        f"({plan.reason}; --max-batch-total-tokens){kv_in_words(config)}"
     )
     adapter_text = f" + adapters {human(adapter_bytes)}" if adapter_bytes else ""
     clock.done("KV memory", f"weights {human(weight_bytes)}{adapter_text} + KV {kv_text}")
@@ -99,7 +100,7 @@ def load_decoder(config: EngineConfig, clock: Clock) -> LoadedModel:
     else:
         decoder = Decoder.load(entries, described, names, dtype, limits.max_total_tokens, form)
     keep_freed_memory()  # from here on: what loading frees is not needed again
-    cache = decoder.new_cache(plan.num_blocks, plan.block_size)
+    cache = decoder.new_cache(plan.num_blocks, plan.block_size, kept)
     kind = "random weights (--dummy-weights)" if entries is None else "weights"
     clock.done("load", f"{human(weight_bytes)} of {kind}, {torch.get_num_threads()} threads")
     # without a bound, those that come while it runs may have half of what is planned for nothing else
@@ -123,10 +124,10 @@ def _kind(described: Config) -> str:
     return "encoder-decoder" if isinstance(described, EncoderDecoderConfig) else "decoder"
 
 
-def _cost(described: Config, weight_size: float, dtype: torch.dtype) -> StepCost | PairCost:
+def _cost(described: Config, weight_size: float, kv_size: float) -> StepCost | PairCost:
     if isinstance(described, EncoderDecoderConfig):
-        return PairCost.of(described, weight_size, dtype.itemsize)
-    return StepCost.of(described, weight_size, dtype.itemsize)
+        return PairCost.of(described, weight_size, kv_size)
+    return StepCost.of(described, weight_size, kv_size)
 
 
 def choose_format(
@@ -221,7 +222,7 @@ def fit(
         raise UsageError("--max-batch-size and --max-batch-prefill-tokens must be at least 1")
     if not 0 < config.memory_fraction <= 1 or not 0 <= config.watermark_gamma <= 1:
         raise UsageError("the memory fraction and --watermark-gamma are shares: above 0, at most 1")
-    kv_token = decoder.kv_elements * dtype.itemsize
+    kv_token = kv_bytes(decoder, kv_dtype(config, dtype))
     longest = config.max_total_tokens or decoder.max_positions
     if encodes:  # which reads a prompt whole, beside all that decode
         budget = max(budget, (config.max_input_tokens or longest - 1) + config.block_size + rows)

@@ -13,6 +13,7 @@ from penstock.devices.cpu import DTYPES, choose_dtype
 from penstock.devices.memory import available_bytes
 from penstock.engine.adapters import Adapters, read_given
 from penstock.engine.config import EngineConfig
+from penstock.engine.kv_type import kv_bytes, kv_dtype, kv_in_words, refuse
 from penstock.engine.limits import Limits
 from penstock.engine.load import Clock, LoadedModel, fit, step_bytes
 from penstock.errors import EnvironmentFault, ModelError, ResourceError, UsageError
@@ -75,12 +76,15 @@ def load_transformers(
     runner: PagedTransformer | OwnMemory
     try:
         runner = page(found, model, dtype)
-        runner.config = replace(shape, kv_elements=runner.kv_elements)
+        runner.config = replace(shape, kv_elements=runner.kv_elements, kv_vectors=runner.kv_vectors)
+        kept = kv_dtype(config, dtype)
         clock.done("model", f"{found.name} {in_words}; our paged cache")
         limits, kv_text = _fit_paged(config, runner.config, dtype, in_memory, available)
     except CannotReplace as error:
+        refuse(config, f"this model keeps a memory of its own for each text ({error})")
         runner = OwnMemory(model)
         runner.config = shape
+        kept = dtype
         text_bytes = runner.try_batches(shape.vocab_size, tolerance(dtype))
         clock.done("model", f"{found.name} {in_words}; {_TOGETHER[runner.together]}: {error}")
         longest = config.max_total_tokens or min(shape.max_positions, _PROMISED if room is not None else _LONG)
@@ -88,8 +92,8 @@ def load_transformers(
         limits, kv_text = _fit_own(config, longest, rows, shape, text_bytes, dtype, in_memory, available)
     clock.done("KV memory", f"weights {human(in_memory)} + {kv_text}")
     limits = msgspec.structs.replace(limits, hidden_states=shape.hidden_states)
-    cost = StepCost.of(runner.config, dtype.itemsize, dtype.itemsize)
-    cache = runner.new_cache(limits.num_blocks, limits.block_size)
+    cost = StepCost.of(runner.config, dtype.itemsize, kv_bytes(runner.config, kept) / max(1, runner.config.kv_elements))
+    cache = runner.new_cache(limits.num_blocks, limits.block_size, kept)
     return LoadedModel(runner, cache, limits, cost, Adapters(config, None, WeightMap(), dtype, 0))
 
 
@@ -118,7 +122,7 @@ def _choose(config: EngineConfig, found: Found, available: int) -> tuple[torch.d
         total = min(shape.max_positions, config.max_total_tokens or _PROMISED)
         budget = max(total, config.max_batch_prefill_tokens or _STEP_TOKENS)  # a prompt may have to be one run
         step = step_bytes(shape, dtype, budget, config.max_batch_size or 1, total)
-        kv = max(total, config.max_batch_total_tokens or 0) * shape.kv_elements * dtype.itemsize
+        kv = max(total, config.max_batch_total_tokens or 0) * kv_bytes(shape, kv_dtype(config, dtype))
         return max(0, int(available * config.memory_fraction) - step - kv)
 
     if asked == "auto" and found.dtype in DTYPES and numbers * dtype.itemsize > room(dtype):
@@ -140,9 +144,10 @@ def _fit_paged(
     """The limits of a model over our paged cache, and the sum of its cache in words."""
     config = msgspec.structs.replace(config, max_batch_prefill_tokens=config.max_batch_prefill_tokens or _STEP_TOKENS)
     limits, plan = fit(config, shape, dtype, in_memory, dtype.itemsize, available)
-    tokens, each = plan.num_blocks * plan.block_size, shape.kv_elements * dtype.itemsize
+    tokens, each = plan.num_blocks * plan.block_size, kv_bytes(shape, kv_dtype(config, dtype))
     return limits, (
         f"KV {tokens} tokens x {human(each)} = {human(plan.kv_bytes)} ({plan.reason}; --max-batch-total-tokens)"
+        f"{kv_in_words(config)}"
     )
 
 

@@ -9,6 +9,7 @@ import torch
 
 from penstock.devices.cuda import choose_device
 from penstock.engine.config import EngineConfig
+from penstock.engine.kv_type import check_device
 from penstock.engine.load import Clock, LoadedModel, load_decoder
 from penstock.engine.load_fallback import load_transformers
 from penstock.engine.messages import Stage
@@ -26,6 +27,7 @@ def device_of(config: EngineConfig) -> torch.device:
     if device.type == "cpu":
         return device
     if not encodes(folder) and is_described(read_config(folder)) and describe_vision(folder) is None:
+        check_device(config, device)
         return device
     if config.device == "auto":
         return torch.device("cpu")

@@ -4,7 +4,7 @@ The compiled kernels read the blocks where they lie. Where nothing is compiled, 
 torch.
 
 The cache of one layer is two tensors [blocks, kv_heads, block_size, head_dim]: a sequence is a few long stretches of
-memory, and a new one touches few pages.
+memory, and a new one touches few pages. A cache of signed bytes has scales beside its blocks (`byte_cache`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from penstock.kernels import native
+from penstock.kernels import byte_cache, native
 from penstock.kernels.rotary import rotate
 
 SCORES = 2**24  # elements of one tile of scores; a longer run is scored in slices of its queries
@@ -101,8 +101,8 @@ def rotate_into_cache(
     """Turn q and k by their angles (see `rotate`) and put k and v into the cache. Returns the turned q.
 
     q: [T, heads, dim]; k, v: [T, kv_heads, dim]; slots: [T] block * block_size + offset; those of type int32 may
-    be negative, to write nothing. The cache may hold 8-bit floats, which saturate; k_scale, v_scale: [kv_heads]
-    float32, what a 1 in it stands for.
+    be negative, to write nothing. The cache may hold signed bytes, or 8-bit floats, which saturate; k_scale, v_scale:
+    [kv_heads] float32, what a 1 of these stands for.
     """
     if q.is_cuda:
         from penstock.kernels.triton import rotary
@@ -110,11 +110,19 @@ def rotate_into_cache(
         return rotary.rotate_into_cache(q, k, v, cos, sin, slots, k_cache, v_cache, k_scale, v_scale)
     if native.can_rotate(q, cos, k_cache) and slots.dtype == torch.int64:
         return native.rotate_into(q, k, v, cos, sin, slots, k_cache, v_cache)
-    kept, size = slots >= 0, k_cache.shape[2]
-    block, place = (slots[kept] // size).long(), (slots[kept] % size).long()
-    for cache, x, scales in ((k_cache, rotate(k, cos, sin), k_scale), (v_cache, v, v_scale)):
-        _bits(cache).transpose(1, 2)[block, place] = _bits(_narrowed(x, cache.dtype, scales))[kept]
+    kept = slots >= 0
+    _put(k_cache, rotate(k, cos, sin)[kept], slots[kept], k_scale)
+    _put(v_cache, v[kept], slots[kept], v_scale)
     return rotate(q, cos, sin)
+
+
+def _put(cache: Tensor, x: Tensor, slots: Tensor, scales: Tensor | None = None) -> None:
+    """Put x, [T, kv_heads, dim], into the cache."""
+    block, place = (slots // cache.shape[2]).long(), (slots % cache.shape[2]).long()
+    if cache.dtype == torch.int8:
+        byte_cache.write(cache, x, block, place)
+    else:
+        _bits(cache).transpose(1, 2)[block, place] = _bits(_narrowed(x, cache.dtype, scales))
 
 
 def _bits(x: Tensor) -> Tensor:
@@ -137,9 +145,8 @@ def store(k: Tensor, v: Tensor, slots: Tensor, k_cache: Tensor, v_cache: Tensor)
     if native.can_rotate(k, ones, k_cache):
         native.rotate_into(k, k, v, ones, torch.zeros_like(ones), slots, k_cache, v_cache)  # by no angle
         return
-    block, place = slots // k_cache.shape[2], slots % k_cache.shape[2]
-    k_cache.transpose(1, 2)[block, place] = k
-    v_cache.transpose(1, 2)[block, place] = v
+    _put(k_cache, k, slots)
+    _put(v_cache, v, slots)
 
 
 def paged_attention(
@@ -174,7 +181,7 @@ def paged_attention(
         return attention.paged_attention(
             q, k_cache, v_cache, batches, scale, window, softcap=softcap, chunk=chunk, alibi=alibi, **scales
         )
-    if k_cache.dtype.itemsize == 1:
+    if k_cache.dtype.itemsize == 1 and k_cache.is_floating_point():
         k_cache, v_cache = _widened(k_cache, q.dtype, k_scale), _widened(v_cache, q.dtype, v_scale)
     out = torch.zeros_like(q) if any(isinstance(group, PagedBatch) for group in groups) else torch.empty_like(q)
     compiled = native.can_attend(q, k_cache)
@@ -213,11 +220,12 @@ class Rule:
 
 def attend_gathered(q: Tensor, out: Tensor, k_cache: Tensor, v_cache: Tensor, group: RunGroup, rule: Rule) -> None:
     """One group by two matrix products over its gathered keys and values. q, out: [batch * length, heads, dim]."""
-    _blocks, kv_heads, block_size, dim = k_cache.shape
+    kv_heads, block_size, dim = *k_cache.shape[1:3], q.shape[2]
     batch, length, longest, repeats = group.batch, group.length, max(group.contexts), q.shape[1] // kv_heads
     shape = (kv_heads, batch, group.blocks.shape[1] * block_size, dim)
-    k = k_cache[group.blocks].permute(2, 0, 1, 3, 4).reshape(shape)
-    v = v_cache[group.blocks].permute(2, 0, 1, 3, 4).reshape(shape)
+    k, v = (
+        _gathered(cache, group.blocks, q.dtype).permute(2, 0, 1, 3, 4).reshape(shape) for cache in (k_cache, v_cache)
+    )
     queries = q.view(batch, length, kv_heads, repeats, dim)
     mixed = out.view(batch, length, kv_heads, repeats, dim)
     step = max(1, min(SLICE, SCORES // (q.shape[1] * batch * shape[2])))
@@ -242,6 +250,12 @@ def attend_gathered(q: Tensor, out: Tensor, k_cache: Tensor, v_cache: Tensor, gr
         part = torch.matmul(torch.softmax(scores, dim=-1), v[:, :, :width])  # softmax sums in float32
         part = part.view(kv_heads, batch, repeats, stop - first, dim)
         mixed[:, first:stop].copy_(part.permute(1, 3, 0, 2, 4))
+
+
+def _gathered(cache: Tensor, blocks: Tensor, dtype: torch.dtype) -> Tensor:
+    """[batch, n, kv_heads, block_size, dim]"""
+    found = cache[blocks]
+    return byte_cache.widened(found, dtype) if cache.dtype == torch.int8 else found
 
 
 def _by_key(alibi: Tensor, width: int) -> Tensor:

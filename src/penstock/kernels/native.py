@@ -23,7 +23,7 @@ from penstock.devices.cpu import flags
 from penstock.kernels.mask import Mask
 from penstock.kernels.penalty import Penalty
 
-_VERSION = 7
+_VERSION = 8
 _AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
 _LEVELS = {
     "v4bf16": {*_AVX512, "avx512_bf16", "avx512_vnni"},
@@ -51,6 +51,7 @@ class _Rule(ctypes.Structure):
 
 
 _SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
+_OVER_BYTES = {dtype: f"{suffix}_int8" for dtype, suffix in _SUFFIX.items()}  # a cache of signed bytes
 
 
 def _load() -> ctypes.CDLL | None:
@@ -75,12 +76,13 @@ def _load() -> ctypes.CDLL | None:
 
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     attention = [_pointer] * 5 + [_int, _pointer] + [_int] * 6 + [ctypes.POINTER(_Rule)]
-    for suffix in _SUFFIX.values():
+    for suffix in (*_SUFFIX.values(), *_OVER_BYTES.values()):
         for name in ("attention", "attention_long"):
             function = getattr(library, f"penstock_{name}_{suffix}")
             function.argtypes, function.restype = attention, None
         function = getattr(library, f"penstock_rotary_kv_{suffix}")
         function.argtypes, function.restype = [_pointer, _int] * 3 + [_pointer] * 6 + [_int] * 5, None
+    for suffix in _SUFFIX.values():
         function = getattr(library, f"penstock_restrict_{suffix}")
         function.argtypes, function.restype = [_pointer] + [_int] * 2 + [_pointer] * 3, None
     library.penstock_rms_norm_bf16.argtypes = [_pointer, _int, _pointer, _pointer, _int, _int, _float]
@@ -96,25 +98,30 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
 LIBRARY = _load()
 
 
-def _by_type(*names: str) -> dict[torch.dtype, Any]:
-    """The functions of each type that the kernels know; empty where nothing is compiled."""
+def _by_type(name: str) -> dict[torch.dtype, Any]:
+    """A function of each type that the kernels know; empty where nothing is compiled."""
     if LIBRARY is None:
         return {}
-    return {
-        dtype: [getattr(LIBRARY, f"penstock_{name}_{suffix}") for name in names] for dtype, suffix in _SUFFIX.items()
-    }
+    return {dtype: getattr(LIBRARY, f"penstock_{name}_{suffix}") for dtype, suffix in _SUFFIX.items()}
 
 
-_ATTENTION = _by_type("attention", "attention_long")
-_ROTARY = {dtype: function for dtype, (function,) in _by_type("rotary_kv").items()}
-_RESTRICT = {dtype: function for dtype, (function,) in _by_type("restrict").items()}
+def _by_cache(name: str) -> dict[tuple[torch.dtype, torch.dtype], Any]:
+    """The same of functions over a cache, by the types of queries and cache."""
+    if LIBRARY is None:
+        return {}
+    bytes_ = {(dtype, torch.int8): f"penstock_{name}_{suffix}" for dtype, suffix in _OVER_BYTES.items()}
+    plain = {(dtype, dtype): f"penstock_{name}_{suffix}" for dtype, suffix in _SUFFIX.items()}
+    return {types: getattr(LIBRARY, symbol) for types, symbol in (plain | bytes_).items()}
+
+
+_SHORT_RUNS, _LONG_RUNS, _ROTARY = _by_cache("attention"), _by_cache("attention_long"), _by_cache("rotary_kv")
+_RESTRICT = _by_type("restrict")
 
 
 def can_attend(q: Tensor, cache: Tensor) -> bool:
     """Whether `attend` takes these: a type and a head size that the kernels know, laid out densely."""
     return (
-        q.dtype in _ATTENTION
-        and cache.dtype == q.dtype
+        (q.dtype, cache.dtype) in _SHORT_RUNS
         and q.shape[-1] <= MAX_HEAD_DIM
         and q.is_contiguous()
         and cache.is_contiguous()
@@ -143,17 +150,17 @@ def attend(
 ) -> None:
     """Attention of runs of one length, written to `out`. Only what `can_attend` allows.
 
-    q, out: [batch * length, heads, dim]; caches: [blocks, kv_heads, block_size, dim]; tables: [batch, n] int64 block
-    ids; contexts: [batch] int64, for each run the tokens that its last query sees. The rest is as kernels.attention has
-    it. tables, contexts and the rows of alibi are contiguous.
+    q, out: [batch * length, heads, dim]; caches: [blocks, kv_heads, block_size, dim], of q's type or as
+    kernels.byte_cache has them; tables: [batch, n] int64 block ids; contexts: [batch] int64, for each run the tokens
+    that its last query sees. The rest is as kernels.attention has it. tables, contexts and the rows of alibi are
+    contiguous.
     """
-    _blocks, kv_heads, block_size, dim = k_cache.shape
-    rows, heads, _dim = q.shape
+    kv_heads, block_size = k_cache.shape[1:3]
+    rows, heads, dim = q.shape
     batch, width = tables.shape
     length = rows // batch
     table, stride = (None, 0) if alibi is None else (alibi.data_ptr(), alibi.stride(0))
-    short, long = _ATTENTION[q.dtype]
-    (short if length <= _SHORT else long)(
+    (_SHORT_RUNS if length <= _SHORT else _LONG_RUNS)[q.dtype, k_cache.dtype](
         *(q.data_ptr(), out.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr()),
         *(tables.data_ptr(), width, contexts.data_ptr(), batch, length, heads, kv_heads, block_size, dim),
         _rule(scale, window, softcap, chunk, table, stride),
@@ -164,9 +171,9 @@ def can_rotate(q: Tensor, cos: Tensor, cache: Tensor) -> bool:
     """Whether `rotate_into` takes these: one type that the kernels know, heads that lie together."""
     dim = q.shape[-1]
     return (
-        q.dtype in _ROTARY
-        and q.dtype == cos.dtype == cache.dtype
-        and dim == cos.shape[-1]
+        (q.dtype, cache.dtype) in _ROTARY
+        and q.dtype == cos.dtype
+        and dim == cos.shape[-1] <= MAX_HEAD_DIM
         and dim % 2 == 0
         and cache.is_contiguous()
     )
@@ -178,13 +185,13 @@ def rotate_into(
     """Turn q and k by their angles; k and v go into the cache at `slots`. Only what `can_rotate` allows.
 
     q: [T, heads, dim]; k, v: [T, kv_heads, dim]; cos, sin: [T, 1, dim]; slots: [T] int64; caches: [blocks, kv_heads,
-    block_size, dim]. Returns the turned q, contiguous.
+    block_size, dim], of q's type or as kernels.byte_cache has them. Returns the turned q, contiguous.
     """
     tokens, heads, dim = q.shape
     q, k, v = _dense_heads(q, dim), _dense_heads(k, dim), _dense_heads(v, dim)
     cos, sin, slots = cos.contiguous(), sin.contiguous(), slots.contiguous()
     out = q.new_empty(tokens, heads, dim)
-    _ROTARY[q.dtype](
+    _ROTARY[q.dtype, k_cache.dtype](
         *(q.data_ptr(), q.stride(0), k.data_ptr(), k.stride(0), v.data_ptr(), v.stride(0)),
         *(cos.data_ptr(), sin.data_ptr(), slots.data_ptr(), out.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr()),
         *(tokens, heads, k.shape[1], dim, k_cache.shape[2]),

@@ -170,6 +170,11 @@ class DecoderConfig:
         return 2 * self.num_layers * self.num_kv_heads * self.head_width
 
     @property
+    def kv_vectors(self) -> int:
+        """How many vectors they are, one for each kv head."""
+        return 2 * self.num_layers * self.num_kv_heads
+
+    @property
     def mlp_width(self) -> int:
         """The widest vector between the two halves of an MLP."""
         experts = self.experts

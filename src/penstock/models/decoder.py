@@ -54,7 +54,7 @@ class Decoder:
         """An empty cache beside the weights, of their type unless `dtype` says another."""
         shape = (num_blocks, self.config.num_kv_heads, block_size, self.config.head_width)
         dtype = dtype or self.dtype
-        if self.device.type != "cpu" or dtype.itemsize == 1:
+        if self.device.type != "cpu" or dtype not in (self.dtype, torch.int8):
             return cache_on(self.device, self.config.num_layers, shape, dtype)
         return empty_cache(self.config.num_layers, shape, dtype)
 

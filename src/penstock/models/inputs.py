@@ -10,6 +10,7 @@ from torch import Tensor
 
 from penstock.devices.cpu import zeros_on_demand
 from penstock.kernels.attention import PagedBatch, RunGroup
+from penstock.kernels.byte_cache import width
 from penstock.kernels.relative import TextGroup
 from penstock.models.lora import RowAdapters
 
@@ -17,7 +18,11 @@ KVCache = list[tuple[Tensor, Tensor]]  # per layer keys and values, [blocks, kv_
 
 
 def empty_cache(layers: int, shape: tuple[int, int, int, int], dtype: torch.dtype) -> KVCache:
-    """A cache without anything in it. Zeroed, because stale infinities would poison the padding of attention."""
+    """A cache without anything in it. Zeroed, because stale infinities would poison the padding of attention.
+
+    dtype: int8 for bytes with scales (kernels.byte_cache).
+    """
+    shape = (*shape[:3], width(shape[3], dtype))
     return [(zeros_on_demand(shape, dtype, huge=True), zeros_on_demand(shape, dtype, huge=True)) for _ in range(layers)]
 
 

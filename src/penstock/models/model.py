@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from penstock.kernels.rotary import RopeConfig
@@ -19,8 +20,8 @@ class Model(Protocol):
         """The rotation whose angles depend on more than the position (see RopeConfig.span_limit), if any."""
         ...
 
-    def new_cache(self, num_blocks: int, block_size: int) -> KVCache:
-        """An empty cache of so many blocks."""
+    def new_cache(self, num_blocks: int, block_size: int, dtype: torch.dtype | None = None) -> KVCache:
+        """An empty cache of so many blocks, of the model's type unless `dtype` says another."""
         ...
 
     def forward(self, step: StepInputs, cache: KVCache, watch: Callable[[int, Tensor], None] | None = None) -> Tensor:

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <type_traits>
 #ifdef __AVX512F__
 #include <immintrin.h>
 #endif
@@ -15,13 +16,50 @@ constexpr float kNever = -std::numeric_limits<float>::infinity();
 constexpr int kMaxDim = 256;  // head_dim; the Python side checks it
 
 // One layer's keys or values: [num_blocks, kv_heads, block_size, dim]. All heads of a block lie together, so that a
-// sequence is read in long stretches.
+// sequence is read in long stretches. Where they are bytes, the block_size scales of a head's block, float32, lie behind
+// its rows: the same stream of memory brings them, and rows begin where lines of the caches do.
 struct Cache {
     int64_t kv_heads, block_size, dim;
+    int64_t scale_size = 0;  // in numbers of the cache
 
     // Where a head's key of a token lies. table: the blocks of its sequence; token: its place there.
     int64_t place(const int64_t *table, int64_t head, int64_t token) const {
-        return ((table[token / block_size] * kv_heads + head) * block_size + token % block_size) * dim;
+        return block(table[token / block_size], head) + token % block_size * dim;
+    }
+
+    // Where its scale lies.
+    int64_t scale_place(const int64_t *table, int64_t head, int64_t token) const {
+        return block(table[token / block_size], head) + block_size * dim + token % block_size * scale_size;
+    }
+
+    int64_t block(int64_t id, int64_t head) const { return (id * kv_heads + head) * block_size * (dim + scale_size); }
+};
+
+// The layout of a cache of numbers of type C.
+template <typename C>
+inline Cache cache_of(int64_t kv_heads, int64_t block_size, int64_t dim) {
+    return {kv_heads, block_size, dim, std::is_same_v<C, int8_t> ? static_cast<int64_t>(sizeof(float)) : 0};
+}
+
+inline float scale_at(const int8_t *place) {
+    float scale;
+    std::memcpy(&scale, place, sizeof scale);
+    return scale;
+}
+
+// Rows of one kv head that lie together, and, of bytes, their scales.
+template <typename C>
+struct Stretch {
+    const C *rows, *scales;
+
+    Stretch() = default;
+    Stretch(const C *cache, Cache layout, const int64_t *table, int64_t head, int64_t token)
+        : rows(cache + layout.place(table, head, token)), scales(cache + layout.scale_place(table, head, token)) {}
+
+    // What a 1 in row j stands for.
+    float scale(int j) const {
+        if constexpr (std::is_same_v<C, int8_t>) return scale_at(scales + j * sizeof(float));
+        else return 1.0f;
     }
 };
 
@@ -71,14 +109,14 @@ inline void finish_scores(float *scores, int width, const Rule &rule, const floa
     }
 }
 
-#ifdef __AVX512BF16__
-// 32 numbers of two values side by side, as a dot of pairs takes them: 64 numbers at `to`.
-inline void interleave(__m512i even, __m512i odd, bf16 *to) {
+#ifdef __AVX512BW__
+// 32 numbers of two values side by side, as a dot of pairs takes them: 64 numbers of 16 bits at `to`.
+inline void interleave(__m512i even, __m512i odd, void *to) {
     const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36,
                                          4, 35, 3, 34, 2, 33, 1, 32, 0);
     const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
     _mm512_store_si512(to, _mm512_permutex2var_epi16(even, low, odd));
-    _mm512_store_si512(to + 32, _mm512_permutex2var_epi16(even, high, odd));
+    _mm512_store_si512(static_cast<char *>(to) + 64, _mm512_permutex2var_epi16(even, high, odd));
 }
 #endif
 

@@ -46,7 +46,14 @@ void multiply_rows(const float *__restrict rows, int64_t stride, const float *__
     }
 }
 
-// How operands of a type are kept and multiplied.
+// A key or a value, and what a 1 in it stands for. Null: it is not there.
+template <typename C>
+struct Row {
+    const C *numbers = nullptr;
+    float scale = 1;
+};
+
+// How operands of a type are kept and multiplied. C: the type of the cache that they come from.
 template <typename T>
 struct Unit {
     using Number = float;
@@ -67,19 +74,22 @@ struct Unit {
         }
     }
 
-    // keys[c]: a key of `dim` numbers, or null for one that is not there.
-    static void pack_keys(const T *const *keys, int dim, float *panel) {
+    template <typename C>
+    static void pack_keys(const Row<C> *keys, int dim, float *panel) {
         for (int c = 0; c < kKeys; c++) {
-            for (int d = 0; d < dim; d++) panel[d * kKeys + c] = keys[c] ? widen(keys[c][d]) : 0.0f;
+            const auto [key, scale] = keys[c];
+            for (int d = 0; d < dim; d++) panel[d * kKeys + c] = key ? widen(key[d]) * scale : 0.0f;
         }
     }
 
     // Dimensions [start, start + kKeys) of the values.
-    static void pack_values(const T *const *values, int dim, int start, float *panel) {
+    template <typename C>
+    static void pack_values(const Row<C> *values, int dim, int start, float *panel) {
         const int count = std::min(dim - start, kKeys);
         for (int c = 0; c < kKeys; c++) {
+            const auto [value, scale] = values[c];
             for (int d = 0; d < kKeys; d++) {
-                panel[c * kKeys + d] = values[c] && d < count ? widen(values[c][start + d]) : 0.0f;
+                panel[c * kKeys + d] = value && d < count ? widen(value[start + d]) * scale : 0.0f;
             }
         }
     }
@@ -110,6 +120,14 @@ inline void transpose(__m512i *row) {
     for (int i = 0; i < 16; i++) row[i] = half[i];
 }
 
+inline __m512i load32(const bf16 *from, __mmask32 mask, float) { return _mm512_maskz_loadu_epi16(mask, from); }
+
+inline __m512i load32(const int8_t *from, __mmask32 mask, float scale) {  // as bfloat16
+    const __m256i bytes = _mm256_maskz_loadu_epi8(mask, from);
+    const auto half = [&](__m128i x) { return _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(x)), _mm512_set1_ps(scale)); };
+    return (__m512i)_mm512_cvtne2ps_pbh(half(_mm256_extracti128_si256(bytes, 1)), half(_mm256_castsi256_si128(bytes)));
+}
+
 template <>
 struct Unit<bf16> {
     using Number = bf16;
@@ -124,7 +142,8 @@ struct Unit<bf16> {
         }
     }
 
-    static void pack_keys(const bf16 *const *keys, int dim, bf16 *panel) {
+    template <typename C>
+    static void pack_keys(const Row<C> *keys, int dim, bf16 *panel) {
         const int pairs = (dim + 1) / 2;
         for (int start = 0; start < pairs; start += 16) {
             const int count = std::min(pairs - start, 16), left = dim - start * 2;
@@ -132,7 +151,8 @@ struct Unit<bf16> {
             for (int c = 0; c < kKeys; c += 16) {
                 __m512i row[16];
                 for (int i = 0; i < 16; i++) {
-                    row[i] = keys[c + i] ? _mm512_maskz_loadu_epi16(mask, keys[c + i] + start * 2) : _mm512_setzero_si512();
+                    const auto [key, scale] = keys[c + i];
+                    row[i] = key ? load32(key + start * 2, mask, scale) : _mm512_setzero_si512();
                 }
                 transpose(row);
                 for (int i = 0; i < count; i++) {
@@ -142,13 +162,15 @@ struct Unit<bf16> {
         }
     }
 
-    static void pack_values(const bf16 *const *values, int dim, int start, bf16 *panel) {
+    template <typename C>
+    static void pack_values(const Row<C> *values, int dim, int start, bf16 *panel) {
         for (int c = 0; c < kKeys; c += 2) {
             for (int part = 0; part < 2; part++) {  // 32 dimensions
                 const int left = std::clamp(dim - start - part * 32, 0, 32);
                 const __mmask32 mask = left == 32 ? ~0u : (1u << left) - 1;
-                const auto load = [&](const bf16 *value) {
-                    return value ? _mm512_maskz_loadu_epi16(mask, value + start + part * 32) : _mm512_setzero_si512();
+                const auto load = [&](const Row<C> &value) {
+                    return value.numbers ? load32(value.numbers + start + part * 32, mask, value.scale)
+                                         : _mm512_setzero_si512();
                 };
                 interleave(load(values[c]), load(values[c + 1]), panel + c * kKeys + part * 64);
             }
@@ -194,9 +216,9 @@ void soften(Tile<T> &tile, int r, int panels, int64_t start, int64_t low, int64_
 
 // What one tile of queries of one kv head sees, and what comes of it. q, out: row r lies at (r / repeats) * heads * dim +
 // (r % repeats) * dim. position: of the first row's token.
-template <typename T>
-void attend_tile(Tile<T> &tile, const T *q, T *out, int rows, int64_t row, int64_t repeats, int64_t heads, const T *keys,
-                 const T *values, const int64_t *table, Cache cache, int64_t head, int64_t before, const Rule &rule,
+template <typename T, typename C>
+void attend_tile(Tile<T> &tile, const T *q, T *out, int rows, int64_t row, int64_t repeats, int64_t heads, const C *keys,
+                 const C *values, const int64_t *table, Cache cache, int64_t head, int64_t before, const Rule &rule,
                  const float *alibi) {
     const int dim = static_cast<int>(cache.dim), panels = (dim + kKeys - 1) / kKeys, width = (dim + 1) / 2 * 2;
     const auto place = [&](int r) { return ((row + r) / repeats * heads + (row + r) % repeats) * dim; };
@@ -212,12 +234,11 @@ void attend_tile(Tile<T> &tile, const T *q, T *out, int rows, int64_t row, int64
     const int64_t first = before + row / repeats, last = before + (row + rows - 1) / repeats;
     bool fresh = true;
     for (int64_t start = first_key(rule, first) / kKeys * kKeys; start <= last; start += kKeys) {
-        const T *key[kKeys], *value[kKeys];
-        for (int c = 0; c < kKeys; c++) {
-            const int64_t at = start + c;
-            const int64_t offset = at <= last ? cache.place(table, head, at) : 0;
-            key[c] = at <= last ? keys + offset : nullptr;
-            value[c] = at <= last ? values + offset : nullptr;
+        Row<C> key[kKeys], value[kKeys];
+        for (int c = 0; c < kKeys && start + c <= last; c++) {
+            const Stretch<C> of_key(keys, cache, table, head, start + c), of_value(values, cache, table, head, start + c);
+            key[c] = {of_key.rows, of_key.scale(0)};
+            value[c] = {of_value.rows, of_value.scale(0)};
         }
         Unit<T>::pack_keys(key, dim, tile.keys);
         for (int p = 0; p < panels; p++) Unit<T>::pack_values(value, dim, p * kKeys, tile.values[p]);
@@ -243,10 +264,12 @@ void attend_tile(Tile<T> &tile, const T *q, T *out, int rows, int64_t row, int64
     }
 }
 
-template <typename T>
-void long_runs(const T *q, T *out, const T *keys, const T *values, const int64_t *tables, int64_t table_width,
-               const int64_t *contexts, int64_t batch, int64_t length, int64_t heads, Cache cache, const Rule &rule) {
-    const int64_t kv_heads = cache.kv_heads, repeats = heads / kv_heads, all = length * repeats, tiles = (all + kRows - 1) / kRows;
+template <typename T, typename C>
+void long_runs(const T *q, T *out, const C *keys, const C *values, const int64_t *tables, int64_t table_width,
+               const int64_t *contexts, int64_t batch, int64_t length, int64_t heads, int64_t kv_heads, int64_t block_size,
+               int64_t dim, const Rule &rule) {
+    const Cache cache = cache_of<C>(kv_heads, block_size, dim);
+    const int64_t repeats = heads / kv_heads, all = length * repeats, tiles = (all + kRows - 1) / kRows;
 #pragma omp parallel
     {
         Tile<T> tile;
@@ -255,7 +278,7 @@ void long_runs(const T *q, T *out, const T *keys, const T *values, const int64_t
             for (int64_t b = 0; b < batch; b++) {
                 for (int64_t h = 0; h < kv_heads; h++) {
                     const int64_t row = t * kRows, origin = b * length * heads + h * repeats;
-                    attend_tile(tile, q + origin * cache.dim, out + origin * cache.dim,
+                    attend_tile(tile, q + origin * dim, out + origin * dim,
                                 static_cast<int>(std::min<int64_t>(kRows, all - row)), row, repeats, heads,
                                 keys, values, tables + b * table_width, cache, h, contexts[b] - length, rule,
                                 rule.alibi ? rule.alibi + h * repeats * rule.alibi_stride : nullptr);
@@ -277,8 +300,7 @@ void penstock_attention_long_f32(const float *q, float *out, const float *keys, 
                                  const int64_t *tables, int64_t table_width, const int64_t *contexts, int64_t batch,
                                  int64_t length, int64_t heads, int64_t kv_heads, int64_t block_size,
                                  int64_t dim, const penstock_rule *rule) {
-    long_runs(q, out, keys, values, tables, table_width, contexts, batch, length, heads,
-              Cache{kv_heads, block_size, dim}, *rule);
+    long_runs(q, out, keys, values, tables, table_width, contexts, batch, length, heads, kv_heads, block_size, dim, *rule);
 }
 
 void penstock_attention_long_bf16(const uint16_t *q, uint16_t *out, const uint16_t *keys, const uint16_t *values,
@@ -286,7 +308,22 @@ void penstock_attention_long_bf16(const uint16_t *q, uint16_t *out, const uint16
                                   int64_t length, int64_t heads, int64_t kv_heads, int64_t block_size,
                                   int64_t dim, const penstock_rule *rule) {
     long_runs(reinterpret_cast<const bf16 *>(q), reinterpret_cast<bf16 *>(out), reinterpret_cast<const bf16 *>(keys),
-              reinterpret_cast<const bf16 *>(values), tables, table_width, contexts, batch, length, heads,
-              Cache{kv_heads, block_size, dim}, *rule);
+              reinterpret_cast<const bf16 *>(values), tables, table_width, contexts, batch, length, heads, kv_heads,
+              block_size, dim, *rule);
+}
+
+void penstock_attention_long_f32_int8(const float *q, float *out, const int8_t *keys, const int8_t *values,
+                                      const int64_t *tables, int64_t table_width, const int64_t *contexts, int64_t batch,
+                                      int64_t length, int64_t heads, int64_t kv_heads, int64_t block_size,
+                                      int64_t dim, const penstock_rule *rule) {
+    long_runs(q, out, keys, values, tables, table_width, contexts, batch, length, heads, kv_heads, block_size, dim, *rule);
+}
+
+void penstock_attention_long_bf16_int8(const uint16_t *q, uint16_t *out, const int8_t *keys, const int8_t *values,
+                                       const int64_t *tables, int64_t table_width, const int64_t *contexts, int64_t batch,
+                                       int64_t length, int64_t heads, int64_t kv_heads, int64_t block_size,
+                                       int64_t dim, const penstock_rule *rule) {
+    long_runs(reinterpret_cast<const bf16 *>(q), reinterpret_cast<bf16 *>(out), keys, values, tables, table_width, contexts,
+              batch, length, heads, kv_heads, block_size, dim, *rule);
 }
 }

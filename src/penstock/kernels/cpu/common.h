@@ -18,6 +18,8 @@ struct bf16 {
 
 inline float widen(float x) { return x; }
 
+inline float widen(int8_t x) { return x; }
+
 inline float widen(bf16 x) {
     uint32_t wide = static_cast<uint32_t>(x.bits) << 16;
     float result;

@@ -58,6 +58,11 @@ class EncoderDecoderConfig:
         """Numbers that one token takes in the cache, over all layers of the decoder."""
         return 2 * self.decoder_layers * self.inner_size
 
+    @property
+    def kv_vectors(self) -> int:
+        """How many vectors they are, one for each head."""
+        return 2 * self.decoder_layers * self.num_heads
+
 
 @dataclass(frozen=True)
 class Kind:

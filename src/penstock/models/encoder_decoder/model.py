@@ -40,10 +40,11 @@ class EncoderDecoder:
         """
         return cls(config, load_encoder_decoder(entries, config, dtype, form, positions), dtype)
 
-    def new_cache(self, num_blocks: int, block_size: int) -> KVCache:
-        """An empty cache for the layers of the decoder: of what the encoder made, and of their own tokens."""
+    def new_cache(self, num_blocks: int, block_size: int, dtype: torch.dtype | None = None) -> KVCache:
+        """An empty cache for the layers of the decoder: of what the encoder made, and of their own tokens. dtype: other
+        than the weights'."""
         c = self.config
-        return empty_cache(c.decoder_layers, (num_blocks, c.num_heads, block_size, c.head_dim), self.dtype)
+        return empty_cache(c.decoder_layers, (num_blocks, c.num_heads, block_size, c.head_dim), dtype or self.dtype)
 
     def forward(self, step: StepInputs, cache: KVCache, watch: Callable[[int, Tensor], None] | None = None) -> Tensor:
         """One step; writes the cache. Returns [T, hidden] of the decoder's tokens, before the final norm.

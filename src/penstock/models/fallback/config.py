@@ -25,7 +25,8 @@ class TransformersConfig:
     """A model as the engine sees it; the arithmetic is transformers' own.
 
     family: the class of the model. max_positions: a large number where the configuration names no bound. kv_elements:
-    numbers that one token takes in the cache, over all layers. hidden_states: the model gives them.
+    numbers that one token takes in the cache, over all layers; kv_vectors: how many vectors they are.
+    hidden_states: the model gives them.
     """
 
     family: str
@@ -38,6 +39,7 @@ class TransformersConfig:
     intermediate_size: int
     max_positions: int
     kv_elements: int = 0
+    kv_vectors: int = 0
     hidden_states: bool = True
     eos_ids: tuple[int, ...] = ()
     windows: tuple[int | None, ...] = ()
@@ -97,6 +99,7 @@ class Found:
             intermediate_size=self._number(*_WIDTHS, default=4 * width),
             max_positions=self._number(*_LENGTHS, default=_UNBOUND),
             kv_elements=2 * layers * kv_heads * head_dim,
+            kv_vectors=2 * layers * kv_heads,
         )
 
     def _number(self, *names: str, default: int) -> int:

@@ -93,7 +93,7 @@ class OwnMemory:
         self.config: TransformersConfig
         self.together = "never"
 
-    def new_cache(self, num_blocks: int, block_size: int) -> KVCache:
+    def new_cache(self, num_blocks: int, block_size: int, dtype: torch.dtype | None = None) -> KVCache:
         """There is nothing to share: the cache has no layers."""
         return []
 

@@ -12,12 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from penstock.devices.cpu import zeros_on_demand
-from penstock.kernels.attention import RunGroup, paged_attention
+from penstock.kernels.attention import RunGroup, paged_attention, store
 from penstock.models.fallback.agreement import difference, tolerance
 from penstock.models.fallback.config import Found, TransformersConfig
 from penstock.models.fallback.trace import Call, CannotReplace, Tracer
-from penstock.models.inputs import KVCache, StepInputs
+from penstock.models.inputs import KVCache, StepInputs, empty_cache
 
 _numbers = itertools.count()
 _LENGTH, _BLOCK = 16, 4  # of the two texts that are tried, and of their blocks
@@ -29,8 +28,8 @@ class PagedAttention:
     A forward pass makes the same calls in the same order each time; call i has layer i of the cache.
     """
 
-    def __init__(self, calls: tuple[Call, ...]) -> None:
-        self._calls = calls
+    def __init__(self, calls: tuple[Call, ...], dtype: torch.dtype) -> None:
+        self._calls, self._dtype = calls, dtype
         self._step: StepInputs | None = None
         self._layers: Iterator[tuple[Call, tuple[Tensor, Tensor]]] = iter(())
 
@@ -58,10 +57,8 @@ class PagedAttention:
         """query: [1, heads, T, dim]; key, value: [1, kv_heads, T, dim] -> [1, T, heads, value_dim]."""
         step, (call, (k_cache, v_cache)) = self._step, next(self._layers)
         assert step is not None  # noqa: S101 (a call outside of a step)
-        q, k, v = (_rows(x, call.width, k_cache) for x in (query, key, value))
-        block, place = step.slots // k_cache.shape[2], step.slots % k_cache.shape[2]
-        k_cache.transpose(1, 2)[block, place] = k
-        v_cache.transpose(1, 2)[block, place] = v
+        q, k, v = (_rows(x, call.width, self._dtype) for x in (query, key, value))
+        store(k, v, step.slots, k_cache, v_cache)
         scale = call.key_dim**-0.5 if scaling is None else float(scaling)
         seen = call.visible
         mixed = paged_attention(q, k_cache, v_cache, step.groups, scale, seen.window, softcap=softcap, chunk=seen.chunk)
@@ -69,9 +66,9 @@ class PagedAttention:
         return mixed.to(query.device, query.dtype), None
 
 
-def _rows(x: Tensor, width: int, like: Tensor) -> Tensor:
-    """[1, heads, T, dim] -> [T, heads, width], dense, filled up with zeros, of the cache's kind."""
-    x = x[0].transpose(0, 1).to(like.device, like.dtype)
+def _rows(x: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+    """[1, heads, T, dim] -> [T, heads, width], dense, filled up with zeros, where the cache is."""
+    x = x[0].transpose(0, 1).to("cpu", dtype)
     return F.pad(x, (0, width - x.shape[2])) if x.shape[2] < width else x.contiguous()
 
 
@@ -90,13 +87,15 @@ class PagedTransformer:
         """Numbers that one token takes in the cache."""
         return sum(2 * call.kv_heads * call.width for call in self._calls)
 
-    def new_cache(self, num_blocks: int, block_size: int) -> KVCache:
-        """An empty cache: for each call of attention keys and values."""
+    @property
+    def kv_vectors(self) -> int:
+        """How many vectors they are."""
+        return sum(2 * call.kv_heads for call in self._calls)
+
+    def new_cache(self, num_blocks: int, block_size: int, dtype: torch.dtype | None = None) -> KVCache:
+        """An empty cache: for each call of attention keys and values, of the weights' type or of `dtype`."""
         shapes = [(num_blocks, call.kv_heads, block_size, call.width) for call in self._calls]
-        return [
-            (zeros_on_demand(shape, self._dtype, huge=True), zeros_on_demand(shape, self._dtype, huge=True))
-            for shape in shapes
-        ]
+        return [layer for shape in shapes for layer in empty_cache(1, shape, dtype or self._dtype)]
 
     def forward(self, step: StepInputs, cache: KVCache, watch: Callable[[int, Tensor], None] | None = None) -> Tensor:
         """One step over a flat batch of runs; writes the cache. Returns the scores of the rows that are wanted: how a
@@ -140,7 +139,7 @@ def page(found: Found, model: Any, dtype: torch.dtype) -> PagedTransformer:
     try:
         expected = model(input_ids=ids, use_cache=False).logits
         calls = _traced(model, ids[:1])
-        attention = PagedAttention(calls)
+        attention = PagedAttention(calls, dtype)
         _install(model, attention, attention_mask=None)
         paged = PagedTransformer(model, attention, calls, dtype)
         ours = _in_chunks(paged, ids)
