@@ -255,7 +255,7 @@ def test_config_and_weights_that_do_not_fit(tmp_path: Path) -> None:
 def test_a_failing_step_ends_its_batch_and_nothing_else(tiny_llama: Path) -> None:
     """Break a layer under the engine's feet, as a device fault would, then mend it."""
     engine = EngineLoop.load(EngineConfig(str(tiny_llama)))
-    layers = engine._decoder.weights.layers
+    layers = engine._decoder._layers
     sound = layers[1]
     layers[1] = None  # type: ignore[call-overload]
     results = generate(engine, [EngineRequest(1, [5, 6], 4), EngineRequest(2, [7], 4)])

@@ -65,12 +65,57 @@ def _in_bytes(x: torch.Tensor) -> torch.Tensor:
 
 
 def norm(rng: random.Random) -> None:
+    """Norms against float64, alone and on their way to 8 bits."""
     x = torch.randn(rng.choice([1, 3, 70]), rng.choice([1, 7, 64, 1000, 2048])) * 10 ** rng.uniform(-3, 3)
-    weight = torch.randn(x.shape[-1])
-    half, half_weight = x.bfloat16(), weight.bfloat16()
-    exact = F.rms_norm(half.double(), (x.shape[-1],), half_weight.double(), 1e-5)
-    got = native.rms_norm(half, half_weight, 1e-5)
-    assert torch.all((got.double() - exact).abs() <= exact.abs() * 2**-8 + 1e-30)
+    x = (x + x.std(correction=0) * rng.choice([0, 3])).bfloat16()
+    weight, bias = torch.randn(2, x.shape[-1]).bfloat16()
+    given = rng.choice([None, bias])
+    rms = F.rms_norm(x.double(), weight.shape, weight.double(), 1e-5)
+    layer = F.layer_norm(x.double(), weight.shape, weight.double(), None if given is None else given.double(), 1e-5)
+    size = layer.abs().amax(dim=1, keepdim=True)  # what is added up may cancel
+    got = native.rms_norm(x, weight, 1e-5)
+    assert torch.all((got.double() - rms).abs() <= rms.abs() * 2**-8 + 1e-30)
+    got = native.layer_norm(x, weight, given, 1e-5)
+    assert torch.all((got.double() - layer).abs() <= layer.abs() * 2**-8 + size * 1e-4 + 1e-30), x.shape
+    for exact, rule in (
+        (rms, products.RowNorm("rms", weight, None, 1e-5)),
+        (layer, products.RowNorm("layer", weight, given, 1e-5)),
+        (x.double(), None),
+    ):
+        values, scales = products.quantize_rows(x, rule)
+        back = (values.double() - 128) * scales.double().unsqueeze(1)
+        assert torch.all((back - exact).abs() <= scales.double().unsqueeze(1) * 0.51 + 1e-30), (x.shape, rule)
+        assert torch.all((scales.double() * 127 - exact.abs().amax(dim=1)).abs() <= exact.abs().amax(dim=1) * 1e-3)
+
+
+def normed(rng: random.Random) -> None:
+    """Products behind a norm against the two one after the other."""
+    m, n, k = rng.choice([1, 5, 13, 70]), rng.choice([31, 64, 130]), rng.choice([32, 64, 288])
+    x, weights = torch.randn(m, k + 2).bfloat16()[:, :k], [torch.randn(n, k).bfloat16() / k**0.5 for _ in range(2)]
+    weight, bias = torch.randn(2, k).bfloat16()
+    kind, residual = rng.choice(["rms", "layer"]), rng.choice([None, torch.randn(m, n).bfloat16()])
+    given = rng.choice([None, bias]) if kind == "layer" else None
+    rule = products.RowNorm(kind, weight, given, 1e-5)
+    h = native.rms_norm(x, weight, 1e-5) if kind == "rms" else native.layer_norm(x, weight, given, 1e-5)
+    for form in ("bf16", "int8", "int4"):
+        single, pair = (
+            products.pack(form, (weights[0],), (None,)),
+            products.pack(form, (weights[0], weights[1]), (None, None)),
+        )
+        assert isinstance(single, products.Packed)
+        assert isinstance(pair, products.Packed)
+        allowed = 0.01 if form == "bf16" else 0.03  # h is rounded to bfloat16, which turns some of the 8 bits' steps
+        for got, expected in (
+            (products.multiply(products.behind(rule, single), x, residual), products.multiply(single, h, residual)),
+            (products.multiply_gated(products.behind(rule, pair), x), products.multiply_gated(pair, h)),
+        ):
+            assert (got.double() - expected.double()).norm() <= allowed * expected.double().norm(), (
+                form,
+                kind,
+                m,
+                n,
+                k,
+            )
 
 
 def rotary(rng: random.Random, dtype: torch.dtype) -> None:
@@ -383,6 +428,7 @@ def main() -> None:
         penalized(rng)
         restricted(rng, rng.choice([torch.float32, torch.bfloat16]))
         if multiplies:
+            normed(rng)
             bf16_products(rng)
             int8_products(rng)
             int4_products(rng)

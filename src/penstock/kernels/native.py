@@ -87,6 +87,8 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
         function.argtypes, function.restype = [_pointer] + [_int] * 2 + [_pointer] * 3, None
     library.penstock_rms_norm_bf16.argtypes = [_pointer, _int, _pointer, _pointer, _int, _int, _float]
     library.penstock_rms_norm_bf16.restype = None
+    library.penstock_layer_norm_bf16.argtypes = [_pointer, _int, *[_pointer] * 3, _int, _int, _float]
+    library.penstock_layer_norm_bf16.restype = None
     library.penstock_argmax_bf16.argtypes = [_pointer] * 3 + [_int] * 2
     library.penstock_argmax_bf16.restype = None
     library.penstock_draw_f32.argtypes, library.penstock_draw_f32.restype = [_pointer] * 4 + [_int] * 2, None
@@ -204,7 +206,7 @@ def _dense_heads(x: Tensor, dim: int) -> Tensor:
 
 
 def can_norm(x: Tensor, weight: Tensor) -> bool:
-    """Whether `rms_norm` takes these."""
+    """Whether `rms_norm` and `layer_norm` take these."""
     return LIBRARY is not None and x.dtype == weight.dtype == torch.bfloat16
 
 
@@ -214,6 +216,18 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     out = torch.empty_like(x)
     assert LIBRARY is not None  # noqa: S101 (can_norm)
     LIBRARY.penstock_rms_norm_bf16(x.data_ptr(), n, weight.data_ptr(), out.data_ptr(), x.numel() // n, n, eps)
+    return out
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    """(x - mean(x)) / std(x) * weight + bias over the last axis. Shapes and types as of `rms_norm`."""
+    n, x = x.shape[-1], x.contiguous()
+    out = torch.empty_like(x)
+    assert LIBRARY is not None  # noqa: S101 (can_norm)
+    LIBRARY.penstock_layer_norm_bf16(
+        *(x.data_ptr(), n, weight.data_ptr(), None if bias is None else bias.data_ptr(), out.data_ptr()),
+        *(x.numel() // n, n, eps),
+    )
     return out
 
 

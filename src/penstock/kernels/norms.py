@@ -29,6 +29,8 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
         from penstock.kernels.triton import norms
 
         return norms.norm(x, "layer", weight, bias, eps)[0]
+    if weight is not None and native.can_norm(x, weight):
+        return native.layer_norm(x, weight, bias, eps)
     return F.layer_norm(x, (x.shape[-1],), weight, bias, eps)
 
 

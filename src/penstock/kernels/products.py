@@ -28,6 +28,12 @@ _GROUP_BYTES = _PANEL * 2 + _PANEL * GROUP // 2  # of a panel: scales, weights
 _INT, _POINTER = ctypes.c_int64, ctypes.c_void_p
 
 
+class _Norm(ctypes.Structure):
+    """penstock_norm of kernels/cpu/norms.h."""
+
+    _fields_ = (("weight", _POINTER), ("bias", _POINTER), ("eps", ctypes.c_float), ("kind", ctypes.c_int32))
+
+
 class _Matrix(ctypes.Structure):
     """penstock_matrix of kernels/cpu/product.h."""
 
@@ -39,6 +45,7 @@ class _Matrix(ctypes.Structure):
         ("n", _INT),
         ("k", _INT),
         ("activation", _INT),
+        ("norm", _Norm),
     )
 
 
@@ -57,17 +64,35 @@ _gated = {f: _bind(f"penstock_gated_{f}", [_MATRIX, _POINTER, _INT, _INT, *[_POI
 _pack_bf16 = _bind("penstock_pack_bf16", [*[_POINTER] * 2, *[_INT] * 4])
 _pack_int8 = _bind("penstock_pack_int8", [*[_POINTER] * 4, *[_INT] * 4])
 _pack_int4 = _bind("penstock_pack_int4", [*[_POINTER] * 3, *[_INT] * 4])
-_quantize_rows = _bind("penstock_quantize_rows_bf16", [_POINTER, _INT, *[_POINTER] * 2, *[_INT] * 2])
+_quantize_rows = _bind(
+    "penstock_quantize_rows_bf16", [ctypes.POINTER(_Norm), _POINTER, _INT, *[_POINTER] * 2, *[_INT] * 2]
+)
 
 
 COMPILED = _multiply["int8"] is not None  # whether any of this can be used
 
 
 @dataclass(frozen=True)
+class RowNorm:
+    """A norm that rows go through on their way into a product. kind: rms or layer; weight, bias: [in] bfloat16."""
+
+    kind: str
+    weight: Tensor
+    bias: Tensor | None
+    eps: float
+
+    @property
+    def described(self) -> _Norm:
+        """The same for C."""
+        kind = 1 if self.kind == "rms" else 2 if self.bias is None else 3
+        return _Norm(self.weight.data_ptr(), _address(self.bias), self.eps, kind)
+
+
+@dataclass(frozen=True)
 class Packed:
     """A matrix [out, in], or the two of a gated MLP, as the kernels of one form take it.
 
-    weights: panels; scales, offsets: [out] of each matrix, where the form has them.
+    weights: panels; scales, offsets: [out] of each matrix, where the form has them. norm: what rows go through first.
     """
 
     form: str
@@ -77,6 +102,7 @@ class Packed:
     biases: tuple[Tensor | None, ...]
     n: int
     k: int
+    norm: RowNorm | None
     matrix: _Matrix  # the same, for C
 
 
@@ -133,7 +159,7 @@ def pack(
         beside = [t[i].data_ptr() for t in (scales, offsets) if t]
         function(rows.data_ptr(), out.data_ptr(), *beside, n, k, i * width, width)
     biases = tuple(None if bias is None else bias.contiguous() for bias in biases)
-    return _described(form, out, scales, offsets, biases, n, k, activation)
+    return _described(form, out, scales, offsets, biases, n, k, GATES[activation])
 
 
 def _described(
@@ -144,16 +170,23 @@ def _described(
     biases: tuple[Tensor | None, ...],
     n: int,
     k: int,
-    activation: str = "silu",
+    activation: int = 0,
+    norm: RowNorm | None = None,
 ) -> Packed:
     """The same for C."""
     places = [(_POINTER * 2)(*map(_address, tensors)) for tensors in (scales, offsets, biases)]
-    matrix = _Matrix(weights.data_ptr(), *places, n, k, GATES[activation])
-    return Packed(form, weights, scales, offsets, biases, n, k, matrix)
+    matrix = _Matrix(weights.data_ptr(), *places, n, k, activation, _Norm() if norm is None else norm.described)
+    return Packed(form, weights, scales, offsets, biases, n, k, norm, matrix)
+
+
+def behind(norm: RowNorm, packed: Packed) -> Packed:
+    """The same matrix behind a norm: a call less, and a pass over each row where the product quantizes it."""
+    p = packed
+    return _described(p.form, p.weights, p.scales, p.offsets, p.biases, p.n, p.k, p.matrix.activation, norm)
 
 
 def multiply(packed: Packed | DeviceMatrix, x: Tensor, residual: Tensor | None = None) -> Tensor:
-    """x @ weight.T + bias + residual. x: [T, in] bfloat16; residual: [T, n] bfloat16 -> [T, n]."""
+    """norm(x) @ weight.T + bias + residual. x: [T, in] bfloat16; residual: [T, n] bfloat16 -> [T, n]."""
     if not isinstance(packed, Packed):
         from penstock.kernels.triton import product
 
@@ -178,7 +211,7 @@ def multiply(packed: Packed | DeviceMatrix, x: Tensor, residual: Tensor | None =
 
 
 def multiply_gated(packed: Packed | DeviceMatrix, x: Tensor) -> Tensor:
-    """activation(x @ gate.T + gate_bias) * (x @ up.T + up_bias). x: [T, in] bfloat16 -> [T, n]."""
+    """activation(x @ gate.T + gate_bias) * (x @ up.T + up_bias), x or its norm. x: [T, in] bfloat16 -> [T, n]."""
     if not isinstance(packed, Packed):
         return multiply(packed, x)
     x = x if x.stride(1) == 1 else x.contiguous()
@@ -218,6 +251,7 @@ def side_by_side(packed: Packed | DeviceMatrix) -> Packed | DeviceMatrix:
         woven(packed.biases),
         panels * _PANEL,
         packed.k,
+        norm=packed.norm,
     )
 
 
@@ -230,10 +264,17 @@ def apart(y: Tensor, n: int) -> tuple[Tensor, Tensor]:
     return gate, up
 
 
-def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Activations [T, in] bfloat16 to uint8 [T, in], round(x / scale) + 128, and their scales [T] float32."""
+def quantize_rows(x: Tensor, norm: RowNorm | None = None) -> tuple[Tensor, Tensor]:
+    """Activations [T, in] bfloat16, or their norms, as round(x / scale) + 128, uint8, and the scales [T] float32."""
     out, scales = x.new_empty(x.shape, dtype=torch.uint8), x.new_empty(len(x), dtype=torch.float32)
-    _quantize_rows(x.data_ptr(), x.stride(0), out.data_ptr(), scales.data_ptr(), *x.shape)
+    _quantize_rows(
+        _Norm() if norm is None else norm.described,
+        x.data_ptr(),
+        x.stride(0),
+        out.data_ptr(),
+        scales.data_ptr(),
+        *x.shape,
+    )
     return out, scales
 
 
@@ -246,8 +287,10 @@ def quantize_columns(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _scratch(packed: Packed, x: Tensor) -> Tensor | None:
-    """Where quantized rows, a byte a number, and their scales go."""
-    return None if packed.form == "bf16" else x.new_empty(x.shape[0] * (packed.k + 4) // 2)
+    """Where quantized rows, a byte a number, and their scales go, or normed ones."""
+    if packed.form == "bf16":
+        return None if packed.norm is None else x.new_empty(x.shape[0] * packed.k)
+    return x.new_empty(x.shape[0] * (packed.k + 4) // 2)
 
 
 def _address(tensor: Tensor | None) -> int | None:

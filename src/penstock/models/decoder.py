@@ -13,6 +13,7 @@ from penstock.hub.checkpoint import TensorEntry
 from penstock.kernels.rotary import RopeConfig, Rotary
 from penstock.models.adapted import adapted
 from penstock.models.config import DecoderConfig, WeightMap
+from penstock.models.fused import fused
 from penstock.models.inputs import KVCache, StepInputs, cache_on, empty_cache
 from penstock.models.mlp import Mlp
 from penstock.models.norms import Norm
@@ -30,6 +31,7 @@ class Decoder:
         self._rotaries = [
             Rotary(rope, config.head_width, config.head_dim, positions, dtype, self.device) for rope in ropes
         ]
+        self._layers = [fused(layer, config) for layer in weights.layers]
         self._turn_of = [ropes.index(rope) for rope in config.ropes]  # for each layer
         self._multiplier = float(torch.tensor(config.embedding_multiplier, dtype=dtype))
 
@@ -70,13 +72,13 @@ class Decoder:
         places = step.positions if step.axes is None else step.axes
         turns = [rotary(places, step.spans) for rotary in self._rotaries]
         x = self._embed(step)
-        last = len(self.weights.layers) - 1
-        for i, layer in enumerate(self.weights.layers):
+        last = len(self._layers) - 1
+        for i, layer in enumerate(self._layers):
             if watch is not None:
                 watch(i, x)
             wanted = step.wanted if i == last else None
             if step.adapters is not None:
-                layer = adapted(layer, i, step.adapters, wanted)
+                layer = adapted(self.weights.layers[i], i, step.adapters, wanted)
             h = x if layer.attention_norm is None else layer.attention_norm(x)
             mixed = layer.attention(h, turns[self._turn_of[i]], step, wanted, cache[i])
             if len(mixed) == 0:  # the middle of a prompt: keys and values were all

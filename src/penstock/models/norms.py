@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from penstock.kernels.norms import layer_norm, rms_norm
+from penstock.kernels.products import RowNorm
 
 
 class Norm(Protocol):
@@ -70,3 +72,12 @@ class NormOfOdd:
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.pad(self.norm(x[..., : self.dim].contiguous()), (0, 1))
+
+
+def row_norm(norm: Norm | None) -> RowNorm | None:
+    """A norm as a product takes it; None where there is none, or one that no product takes."""
+    if not isinstance(norm, (RmsNorm, LayerNorm)) or norm.weight is None or norm.weight.dtype != torch.bfloat16:
+        return None
+    if isinstance(norm, RmsNorm):
+        return RowNorm("rms", norm.weight, None, norm.eps)
+    return RowNorm("layer", norm.weight, norm.bias, norm.eps)

@@ -6,8 +6,21 @@
 namespace penstock {
 namespace {
 
+// The rows that are multiplied: x itself, or their norms, in scratch memory of m * k numbers.
+struct NormedRows {
+    const uint16_t *values;
+    int64_t stride;
+
+    NormedRows(const penstock_matrix &w, void *scratch, const uint16_t *x, int64_t x_stride, int64_t m)
+        : values(x), stride(x_stride) {
+        if (w.norm.kind == kNoNorm) return;
+        norm_rows(w.norm, x, x_stride, static_cast<uint16_t *>(scratch), m, w.k);
+        values = static_cast<uint16_t *>(scratch), stride = w.k;
+    }
+};
+
 template <int ACTIVATION>
-void gated(const penstock_matrix &w, const uint16_t *x, int64_t stride, int64_t m, uint16_t *out) {
+void gated(const penstock_matrix &w, const NormedRows &x, int64_t m, uint16_t *out) {
     constexpr int kHalf = kPanel / 2;
     const auto finish = [&](float *sums, int64_t row, int rows, int64_t panel) {
         const int64_t first = panel * kHalf;
@@ -17,7 +30,7 @@ void gated(const penstock_matrix &w, const uint16_t *x, int64_t stride, int64_t 
                                         reinterpret_cast<bf16 *>(out) + (row + r) * w.n + first);
         }
     };
-    product<Bf16Dot>(x, stride * 2, w.weights, m, (w.n + kHalf - 1) / kHalf, w.k * 2, finish);
+    product<Bf16Dot>(x.values, x.stride * 2, w.weights, m, (w.n + kHalf - 1) / kHalf, w.k * 2, finish);
 }
 
 }  // namespace
@@ -32,9 +45,11 @@ void penstock_pack_bf16(const uint16_t *weight, uint16_t *out, int64_t n, int64_
     pack_panels(reinterpret_cast<const char *>(weight), reinterpret_cast<char *>(out), n, k * 2, offset, width);
 }
 
-// out[m, n] = x[m, k] x w + bias[n] + residual[m, n], both optional. Rows of x lie `stride` apart.
+// out[m, n] = norm(x[m, k]) x w + bias[n] + residual[m, n], all three optional. Rows of x lie `stride` apart. scratch:
+// m * k numbers where there is a norm.
 void penstock_matmul_bf16(const penstock_matrix *w, const uint16_t *x, int64_t stride, int64_t m,
-                          const uint16_t *residual, uint16_t *out, void *) {
+                          const uint16_t *residual, uint16_t *out, void *scratch) {
+    const NormedRows rows_of_x(*w, scratch, x, stride, m);
     const auto finish = [&](float *sums, int64_t row, int rows, int64_t panel) {
         const int64_t first = panel * kPanel;
         const int width = static_cast<int>(std::min<int64_t>(kPanel, w->n - first));
@@ -44,13 +59,14 @@ void penstock_matmul_bf16(const penstock_matrix *w, const uint16_t *x, int64_t s
                       reinterpret_cast<bf16 *>(out) + at);
         }
     };
-    product<Bf16Dot>(x, stride * 2, w->weights, m, (w->n + kPanel - 1) / kPanel, w->k * 2, finish);
+    product<Bf16Dot>(rows_of_x.values, rows_of_x.stride * 2, w->weights, m, (w->n + kPanel - 1) / kPanel, w->k * 2, finish);
 }
 
 // out[m, n] = activation(x x gate + gate_bias) * (x x up + up_bias); w: panels of 32 columns of gate and the same 32 of
 // up. activation: 0 silu, 1 gelu by tanh, 2 relu.
-void penstock_gated_bf16(const penstock_matrix *w, const uint16_t *x, int64_t stride, int64_t m, uint16_t *out, void *) {
+void penstock_gated_bf16(const penstock_matrix *w, const uint16_t *x, int64_t stride, int64_t m, uint16_t *out,
+                         void *scratch) {
     auto *chosen = w->activation == kSilu ? gated<kSilu> : w->activation == kGeluTanh ? gated<kGeluTanh> : gated<kRelu>;
-    chosen(*w, x, stride, m, out);
+    chosen(*w, NormedRows(*w, scratch, x, stride, m), m, out);
 }
 }

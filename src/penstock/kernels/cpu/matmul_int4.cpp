@@ -208,7 +208,7 @@ void penstock_pack_int4(const uint16_t *weight, uint8_t *out, float *offsets, in
 // As the products of matmul_bf16.cpp. scratch: m * (k + 4) bytes.
 void penstock_matmul_int4(const penstock_matrix *w, const uint16_t *x, int64_t stride, int64_t m,
                           const uint16_t *residual, uint16_t *out, void *scratch) {
-    const QuantizedRows rows_of_x(scratch, x, stride, m, w->k);
+    const QuantizedRows rows_of_x(*w, scratch, x, stride, m);
     const auto finish = [&](float *sums, int64_t row, int rows, int64_t panel) {
         const int64_t first = panel * kPanel;
         const int width = static_cast<int>(std::min<int64_t>(kPanel, w->n - first));
@@ -224,7 +224,7 @@ void penstock_matmul_int4(const penstock_matrix *w, const uint16_t *x, int64_t s
 
 void penstock_gated_int4(const penstock_matrix *w, const uint16_t *x, int64_t stride, int64_t m, uint16_t *out,
                          void *scratch) {
-    const QuantizedRows rows(scratch, x, stride, m, w->k);
+    const QuantizedRows rows(*w, scratch, x, stride, m);
     auto *chosen = w->activation == kSilu ? gated<kSilu> : w->activation == kGeluTanh ? gated<kGeluTanh> : gated<kRelu>;
     chosen(*w, rows, m, out);
 }

@@ -5,8 +5,6 @@
 
 #include "product.h"
 
-#include <limits>
-
 namespace penstock {
 namespace {
 
@@ -42,31 +40,6 @@ void gated(const penstock_matrix &w, const QuantizedRows &x, int64_t m, uint16_t
 using namespace penstock;
 
 extern "C" {
-
-// x: m rows of k bfloat16, `stride` apart. out: [m, k], round(x / scale) + 128; scales: [m], the largest |x| / 127. A row
-// with a NaN or an infinity gets the scale NaN, and so does everything that is made of it.
-void penstock_quantize_rows_bf16(const uint16_t *x, int64_t stride, uint8_t *out, float *scales, int64_t m, int64_t k) {
-#pragma omp parallel for if (m * k > 16384)
-    for (int64_t r = 0; r < m; r++) {
-        const bf16 *from = reinterpret_cast<const bf16 *>(x) + r * stride;
-        uint8_t *to = out + r * k;
-        float top = 0;
-        int broken = 0;
-#pragma omp simd reduction(max : top) reduction(| : broken)
-        for (int64_t i = 0; i < k; i++) {
-            const float size = std::fabs(widen(from[i]));
-            top = size > top ? size : top;
-            broken |= !(size <= std::numeric_limits<float>::max());
-        }
-        const float scale = top / 127.0f, inverse = top > 1e-30f && !broken ? 1.0f / scale : 0.0f;
-#pragma omp simd
-        for (int64_t i = 0; i < k; i++) {
-            const float value = broken ? 0.0f : widen(from[i]) * inverse;
-            to[i] = static_cast<uint8_t>(static_cast<int32_t>(value + 128.5f));
-        }
-        scales[r] = broken ? std::numeric_limits<float>::quiet_NaN() : scale;
-    }
-}
 
 // weight: [n, k] contiguous bfloat16, k a multiple of 4, quantized into columns [offset, offset + width) of the panels of
 // `out`: see pack_panels. scales: [n], the largest of each row / 127; offsets: [n], 128 times the sum of each column.
@@ -107,7 +80,7 @@ void penstock_pack_int8(const uint16_t *weight, int8_t *out, float *scales, int3
 // As the products of matmul_bf16.cpp. scratch: m * (k + 4) bytes.
 void penstock_matmul_int8(const penstock_matrix *w, const uint16_t *x, int64_t stride, int64_t m,
                           const uint16_t *residual, uint16_t *out, void *scratch) {
-    const QuantizedRows rows_of_x(scratch, x, stride, m, w->k);
+    const QuantizedRows rows_of_x(*w, scratch, x, stride, m);
     const auto finish = [&](int32_t *sums, int64_t row, int rows, int64_t panel) {
         const int64_t first = panel * kPanel;
         const int width = static_cast<int>(std::min<int64_t>(kPanel, w->n - first));
@@ -123,7 +96,7 @@ void penstock_matmul_int8(const penstock_matrix *w, const uint16_t *x, int64_t s
 
 void penstock_gated_int8(const penstock_matrix *w, const uint16_t *x, int64_t stride, int64_t m, uint16_t *out,
                          void *scratch) {
-    const QuantizedRows rows(scratch, x, stride, m, w->k);
+    const QuantizedRows rows(*w, scratch, x, stride, m);
     auto *chosen = w->activation == kSilu ? gated<kSilu> : w->activation == kGeluTanh ? gated<kGeluTanh> : gated<kRelu>;
     chosen(*w, rows, m, out);
 }

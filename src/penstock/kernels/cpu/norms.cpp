@@ -1,34 +1,122 @@
-// Normalisation.
+#include "norms.h"
 
-#include "common.h"
+#include <limits>
 
 namespace penstock {
 namespace {
 
-inline void rms_norm_row(const bf16 *__restrict x, const bf16 *__restrict weight, bf16 *__restrict out, int64_t n,
-                         float eps) {
-    float square = 0;
+// A row whose norm is value(i) * inverse. The inverse of an rms is known only when all numbers have been seen, but neither
+// what is quantized nor its rounding depends on it: `square` may be summed while the largest is looked for.
+template <int KIND>
+struct Row {
+    const bf16 *x, *weight, *bias;
+    float mean = 0, deviation = 0, inverse = 1;
+
+    Row(const penstock_norm &norm, const uint16_t *from, int64_t n)
+        : x(reinterpret_cast<const bf16 *>(from)),
+          weight(reinterpret_cast<const bf16 *>(norm.weight)),
+          bias(reinterpret_cast<const bf16 *>(norm.bias)) {
+        if (KIND != kLayerNorm && KIND != kLayerNormWithBias) return;
+        float sum = 0, square = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t i = 0; i < n; i++) sum += widen(x[i]);
+        mean = sum / static_cast<float>(n);
+        const float middle = mean;
 #pragma omp simd reduction(+ : square)
-    for (int64_t i = 0; i < n; i++) square += widen(x[i]) * widen(x[i]);
-    const float inverse = 1.0f / std::sqrt(square / static_cast<float>(n) + eps);
-#pragma omp simd
-    for (int64_t i = 0; i < n; i++) narrow(widen(x[i]) * inverse * widen(weight[i]), out[i]);
+        for (int64_t i = 0; i < n; i++) square += (widen(x[i]) - middle) * (widen(x[i]) - middle);
+        deviation = std::sqrt(square / static_cast<float>(n) + norm.eps);
+        inverse = 1.0f / deviation;
+    }
+
+    float value(int64_t i) const {
+        if (KIND == kNoNorm) return widen(x[i]);
+        if (KIND == kRmsNorm) return widen(x[i]) * widen(weight[i]);
+        const float scaled = (widen(x[i]) - mean) * widen(weight[i]);
+        return KIND == kLayerNorm ? scaled : scaled + widen(bias[i]) * deviation;
+    }
+};
+
+inline float inverse_rms(float square, int64_t n, float eps) {
+    return 1.0f / std::sqrt(square / static_cast<float>(n) + eps);
 }
 
+template <int KIND>
+void norm_row(const penstock_norm &norm, const uint16_t *x, uint16_t *out, int64_t n) {
+    Row<KIND> row(norm, x, n);
+    if (KIND == kRmsNorm) {
+        float square = 0;
+#pragma omp simd reduction(+ : square)
+        for (int64_t i = 0; i < n; i++) square += widen(row.x[i]) * widen(row.x[i]);
+        row.inverse = inverse_rms(square, n, norm.eps);
+    }
+    bf16 *to = reinterpret_cast<bf16 *>(out);
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) narrow(row.value(i) * row.inverse, to[i]);
+}
+
+template <int KIND>
+void quantize_row(const penstock_norm &norm, const uint16_t *x, uint8_t *out, float &scale, int64_t n) {
+    Row<KIND> row(norm, x, n);
+    float top = 0, square = 0;
+    int broken = 0;
+#pragma omp simd reduction(max : top) reduction(| : broken) reduction(+ : square)
+    for (int64_t i = 0; i < n; i++) {
+        const float size = std::fabs(row.value(i));
+        top = size > top ? size : top;
+        broken |= !(size <= std::numeric_limits<float>::max());
+        if (KIND == kRmsNorm) square += widen(row.x[i]) * widen(row.x[i]);
+    }
+    if (KIND == kRmsNorm) row.inverse = inverse_rms(square, n, norm.eps);
+    const float step = top / 127.0f, inverse = top > 1e-30f && !broken ? 1.0f / step : 0.0f;
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) {
+        const float value = broken ? 0.0f : row.value(i) * inverse;
+        out[i] = static_cast<uint8_t>(static_cast<int32_t>(value + 128.5f));
+    }
+    scale = broken ? std::numeric_limits<float>::quiet_NaN() : step * row.inverse;
+}
+
+constexpr int64_t kAlone = 16384;  // numbers that one thread is faster with
+
 }  // namespace
+
+void norm_rows(const penstock_norm &norm, const uint16_t *x, int64_t stride, uint16_t *out, int64_t m, int64_t n) {
+    auto *chosen = norm.kind == kRmsNorm     ? norm_row<kRmsNorm>
+                   : norm.kind == kLayerNorm ? norm_row<kLayerNorm>
+                                             : norm_row<kLayerNormWithBias>;
+#pragma omp parallel for if (m * n > kAlone)
+    for (int64_t r = 0; r < m; r++) chosen(norm, x + r * stride, out + r * n, n);
+}
+
+void quantize_rows(const penstock_norm &norm, const uint16_t *x, int64_t stride, uint8_t *out, float *scales, int64_t m,
+                   int64_t n) {
+    auto *chosen = norm.kind == kNoNorm      ? quantize_row<kNoNorm>
+                   : norm.kind == kRmsNorm   ? quantize_row<kRmsNorm>
+                   : norm.kind == kLayerNorm ? quantize_row<kLayerNorm>
+                                             : quantize_row<kLayerNormWithBias>;
+#pragma omp parallel for if (m * n > kAlone)
+    for (int64_t r = 0; r < m; r++) chosen(norm, x + r * stride, out + r * n, scales[r], n);
+}
+
 }  // namespace penstock
 
 using namespace penstock;
 
 extern "C" {
 
-// x: rows of n, `stride` apart; weight: [n]; out: [rows, n] contiguous.
+// x: rows of n, `stride` apart; weight: [n]; bias: [n] or null; out: [rows, n] contiguous.
 void penstock_rms_norm_bf16(const uint16_t *x, int64_t stride, const uint16_t *weight, uint16_t *out, int64_t rows,
                             int64_t n, float eps) {
-#pragma omp parallel for if (rows * n > 16384)
-    for (int64_t r = 0; r < rows; r++) {
-        rms_norm_row(reinterpret_cast<const bf16 *>(x + r * stride), reinterpret_cast<const bf16 *>(weight),
-                     reinterpret_cast<bf16 *>(out + r * n), n, eps);
-    }
+    norm_rows({weight, nullptr, eps, kRmsNorm}, x, stride, out, rows, n);
+}
+
+void penstock_layer_norm_bf16(const uint16_t *x, int64_t stride, const uint16_t *weight, const uint16_t *bias,
+                              uint16_t *out, int64_t rows, int64_t n, float eps) {
+    norm_rows({weight, bias, eps, bias ? kLayerNormWithBias : kLayerNorm}, x, stride, out, rows, n);
+}
+
+void penstock_quantize_rows_bf16(const penstock_norm *norm, const uint16_t *x, int64_t stride, uint8_t *out, float *scales,
+                                 int64_t m, int64_t n) {
+    quantize_rows(*norm, x, stride, out, scales, m, n);
 }
 }

@@ -13,6 +13,7 @@
 
 #include "common.h"
 #include "lanes.h"
+#include "norms.h"
 
 #include <omp.h>
 
@@ -20,13 +21,15 @@
 
 extern "C" {
 
-// A packed matrix [k inputs, n outputs], or the two of a gated MLP: what belongs to the gate comes first.
+// A packed matrix [k inputs, n outputs], or the two of a gated MLP: what belongs to the gate comes first. norm: what rows go
+// through before they are multiplied.
 struct penstock_matrix {
     const void *weights;          // panels
     const float *scales[2];       // of 8-bit columns
     const void *offsets[2];       // of quantized columns, what the 128 that rows are stored up adds to a sum
     const uint16_t *biases[2];    // bfloat16, or null
     int64_t n, k, activation;
+    penstock_norm norm;
 };
 }
 
@@ -290,18 +293,15 @@ inline const bf16 *from(const uint16_t *numbers, int64_t at) {
     return numbers ? reinterpret_cast<const bf16 *>(numbers) + at : nullptr;
 }
 
-extern "C" void penstock_quantize_rows_bf16(const uint16_t *x, int64_t stride, uint8_t *out, float *scales, int64_t m,
-                                            int64_t k);
-
-// Rows of activations as the dot of 8 bits takes them: round(x / scale) + 128, the scale of a row being its largest
-// |x| / 127 (matmul_int8.cpp). They lie in scratch memory of m * (k + 4) bytes.
+// Rows of activations as the dot of 8 bits takes them: their norms, where the matrix has one, round(y / scale) + 128. They lie
+// in scratch memory of m * (k + 4) bytes.
 struct QuantizedRows {
     uint8_t *values;
     float *scales;
 
-    QuantizedRows(void *scratch, const uint16_t *x, int64_t stride, int64_t m, int64_t k)
-        : values(static_cast<uint8_t *>(scratch)), scales(reinterpret_cast<float *>(values + m * k)) {
-        penstock_quantize_rows_bf16(x, stride, values, scales, m, k);
+    QuantizedRows(const penstock_matrix &w, void *scratch, const uint16_t *x, int64_t stride, int64_t m)
+        : values(static_cast<uint8_t *>(scratch)), scales(reinterpret_cast<float *>(values + m * w.k)) {
+        quantize_rows(w.norm, x, stride, values, scales, m, w.k);
     }
 };
 
