@@ -13,7 +13,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from penstock.engine.config import EngineConfig
@@ -29,7 +29,7 @@ from penstock.hub.checkpoint import read_checkpoint
 from penstock.kernels import native
 from penstock.kernels.relative import buckets_of
 from penstock.models.config import WeightMap
-from penstock.models.encoder_decoder.config import read_encoder_decoder
+from penstock.models.encoder_decoder.config import KINDS, from_configs, read_encoder_decoder
 from penstock.plan.work import PairCost
 from penstock.text.grammar import GrammarSpec, source_of
 from tests.encoder_decoders import SHAPES, random_options, save_encoder_decoder, save_unigram
@@ -123,6 +123,13 @@ def test_random_configurations(model_type: str, tmp_path: Path) -> None:
         options = random_options(model_type, rng)
         folder = save_encoder_decoder(tmp_path / str(seed), options, seed)
         check(folder, made_prompts(3, 70, options["vocab_size"], seed), 24, block_size=rng.choice([1, 8, 16]))
+
+
+@pytest.mark.parametrize("model_type", KINDS)
+def test_common_names_of_keys_and_absent_ones(model_type: str) -> None:
+    common = {"hidden_size": 48, "head_dim": 10, "num_hidden_layers": 2, "num_attention_heads": 3}
+    stated = AutoConfig.for_model(model_type, **common).to_dict()
+    assert from_configs({"model_type": model_type, **common}, {}) == from_configs(stated, {})
 
 
 def test_the_schedule_changes_nothing(t5: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from penstock.errors import ModelError
 from penstock.formats import FORMATS
 from penstock.hub.checkpoint import read_checkpoint
 from penstock.kernels.rotary import arrangement
-from penstock.models.config import DecoderConfig, NormConfig, WeightMap
+from penstock.models.config import DecoderConfig, ExpertsConfig, NormConfig, WeightMap
+from penstock.models.experts import route
 from penstock.models.families import FAMILIES, describe
 from penstock.models.family import Family
 from penstock.models.reader import ConfigReader
@@ -75,6 +77,24 @@ def test_random_configurations(model_type: str) -> None:
     for seed in range(20 if LONG else 2):
         options, difference = compare_random(model_type, seed, new=12)
         assert difference.exact, (options, difference)
+
+
+def test_layers_named_as_sliding_slide_without_the_flag(tmp_path: Path) -> None:
+    """SmolLM3: `use_sliding_window` counts only where no layer is named."""
+    kinds = ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]
+    options = SHAPES["smollm3"] | {"num_hidden_layers": 4, "sliding_window": 9, "layer_types": kinds}
+    assert not options.get("use_sliding_window")
+    assert compare(save_model(tmp_path, options), made_prompts(3, 60, 512), 16).exact
+
+
+def test_experts_outside_the_best_groups_are_not_asked() -> None:
+    """Though corrected scores may be below zero; and where there are too few inside, those outside weigh nothing."""
+    two = ExpertsConfig(layers=(True,), count=4, top_k=2, intermediate_size=1, groups=2, scoring="sigmoid")
+    chosen, _ = route(torch.zeros(1, 4), two, torch.tensor([-2.0, -2.0, -3.0, -3.0]))
+    assert sorted(chosen[0].tolist()) == [0, 1]
+    every = replace(two, top_k=4, scoring="softmax")
+    chosen, weights = route(torch.tensor([[1.0, 0.0, 0.0, 0.5]]), every)
+    assert {int(e) for e, weight in zip(chosen[0], weights[0], strict=True) if weight > 0} == {0, 1}
 
 
 @pytest.mark.parametrize("crossing", [False, True])
@@ -164,6 +184,7 @@ def test_the_documented_table_is_true() -> None:
         ({"head_dim": 15}, "cannot be rotated"),
         ({"model_type": "mixtral", "num_local_experts": 1}, "cannot go to 2 of 1 experts"),
         ({"model_type": "qwen2", "layer_types": ["full_attention"]}, "an entry for each of the 3 layers"),
+        ({"model_type": "gemma2", "use_bidirectional_attention": True}, "makes embeddings, not text"),
         ({"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0]}}, "must be a list of 8 numbers"),
     ],
 )

@@ -51,9 +51,10 @@ def route(scores: Tensor, config: ExpertsConfig, correction: Tensor | None = Non
     """The experts of each token and their weights. scores: [T, experts] of the router -> two [T, top_k]."""
     scores = scores.float()
     scores = scores.softmax(dim=-1) if config.scoring == "softmax" else scores.sigmoid()
-    wanted = scores if correction is None else scores + correction
-    if config.groups > 1:
-        wanted = _best_groups(wanted, config, of_two=correction is not None)
+    if correction is None:
+        wanted = scores = _best_groups(scores, config, 0.0)
+    else:
+        wanted = _best_groups(scores + correction, config, -torch.inf, of_two=True)
     chosen = wanted.topk(config.top_k, dim=-1).indices
     weights = scores.gather(1, chosen)
     if config.normalized:
@@ -61,11 +62,13 @@ def route(scores: Tensor, config: ExpertsConfig, correction: Tensor | None = Non
     return chosen, weights * config.scale
 
 
-def _best_groups(scores: Tensor, config: ExpertsConfig, of_two: bool) -> Tensor:
-    """Scores of experts outside the best groups become zero. of_two: a group is as good as its two best experts, else
-    as its best."""
+def _best_groups(scores: Tensor, config: ExpertsConfig, outside: float, of_two: bool = False) -> Tensor:
+    """Scores of experts outside the best groups become `outside`. of_two: a group is as good as its two best experts,
+    else as its best."""
+    if config.groups == 1:
+        return scores
     by_group = scores.view(len(scores), config.groups, -1)
     worth = by_group.topk(2, dim=-1).values.sum(dim=-1) if of_two else by_group.amax(dim=-1)
     best = worth.topk(config.top_groups, dim=-1).indices
     keep = torch.zeros_like(worth, dtype=torch.bool).scatter_(1, best, True)
-    return by_group.masked_fill(~keep.unsqueeze(-1), 0.0).flatten(1)
+    return by_group.masked_fill(~keep.unsqueeze(-1), outside).flatten(1)

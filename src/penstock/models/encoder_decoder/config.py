@@ -96,6 +96,14 @@ _MT5 = _T5 | {
     "num_layers": 8,
     "num_heads": 6,
     "feed_forward_proj": "gated-gelu",
+    "decoder_start_token_id": 0,
+}
+
+ALIASES = {
+    "hidden_size": "d_model",
+    "head_dim": "d_kv",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
 }
 
 KINDS = {
@@ -125,7 +133,8 @@ def from_configs(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> Encod
     refuse_quantized(raw)
     family = str(raw["model_type"])
     kind = KINDS[family]
-    c = ConfigReader(raw, kind.defaults)
+    as_spelt = ConfigReader(raw, kind.defaults)  # the default of num_decoder_layers does not see the common name
+    c = ConfigReader(raw, kind.defaults, ALIASES)
     projection = c.text("feed_forward_proj")
     gated, activation = projection.startswith("gated-"), projection.removeprefix("gated-")
     if projection == "gated-gelu":
@@ -141,7 +150,7 @@ def from_configs(raw: Mapping[str, Any], generation: Mapping[str, Any]) -> Encod
         vocab_size=c.integer("vocab_size"),
         hidden_size=c.integer("d_model"),
         encoder_layers=layers,
-        decoder_layers=c.integer("num_decoder_layers", layers),
+        decoder_layers=c.integer("num_decoder_layers", as_spelt.integer("num_layers")),
         num_heads=c.integer("num_heads"),
         head_dim=c.integer("d_kv"),
         intermediate_size=c.integer("d_ff"),

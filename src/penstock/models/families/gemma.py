@@ -58,7 +58,7 @@ SANDWICH = WeightMap(
 
 def read_gemma(raw: Mapping[str, Any]) -> tuple[DecoderConfig, WeightMap]:
     """The description of a Gemma 1 decoder from its config.json."""
-    c = ConfigReader(raw, GEMMA)
+    c = _reader(raw, GEMMA)
     activation = c.text("hidden_act")
     # the first releases say gelu where they mean its approximation
     return _gemma("gemma", c, activation="gelu_pytorch_tanh" if activation == "gelu" else activation), WeightMap()
@@ -66,7 +66,7 @@ def read_gemma(raw: Mapping[str, Any]) -> tuple[DecoderConfig, WeightMap]:
 
 def read_gemma2(raw: Mapping[str, Any]) -> tuple[DecoderConfig, WeightMap]:
     """The description of a Gemma 2 decoder from its config.json."""
-    c = ConfigReader(raw, GEMMA2)
+    c = _reader(raw, GEMMA2)
     sliding = [i % 2 == 0 for i in range(c.integer("num_hidden_layers"))]
     windows = c.windows(c.maybe_integer("sliding_window"), sliding)
     softcap = c.maybe_number("attn_logit_softcapping")
@@ -75,9 +75,7 @@ def read_gemma2(raw: Mapping[str, Any]) -> tuple[DecoderConfig, WeightMap]:
 
 def read_gemma3(raw: Mapping[str, Any]) -> tuple[DecoderConfig, WeightMap]:
     """The description of the text decoder of Gemma 3 from its config.json."""
-    c = ConfigReader(raw, GEMMA3, {"_sliding_window_pattern": "sliding_window_pattern"})
-    if c.flag("use_bidirectional_attention"):
-        raise ModelError("config.json: a model with bidirectional attention makes embeddings, not text")
+    c = _reader(raw, GEMMA3, {"_sliding_window_pattern": "sliding_window_pattern"})
     every, dim = c.integer("sliding_window_pattern"), c.integer("head_dim")
     windows = c.windows(
         c.integer("sliding_window"), [bool((i + 1) % every) for i in range(c.integer("num_hidden_layers"))]
@@ -101,6 +99,15 @@ def read_gemma3(raw: Mapping[str, Any]) -> tuple[DecoderConfig, WeightMap]:
         **_capped(c),
     )
     return config, SANDWICH
+
+
+def _reader(
+    raw: Mapping[str, Any], defaults: Mapping[str, Any], aliases: Mapping[str, str] | None = None
+) -> ConfigReader:
+    c = ConfigReader(raw, defaults, aliases)
+    if c.flag("use_bidirectional_attention"):
+        raise ModelError("config.json: a model with bidirectional attention makes embeddings, not text")
+    return c
 
 
 def _capped(c: ConfigReader) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def read(raw: Mapping[str, Any]) -> tuple[DecoderConfig, WeightMap]:
             f"config.json: a language model of type {kind!r} behind a vision tower is not supported",
             f"supported: {', '.join(LANGUAGE)}",
         )
-    return LANGUAGE[kind](text)
+    return LANGUAGE[kind]({**text, "use_bidirectional_attention": None})  # see `sees`
 
 
 def sees(raw: Mapping[str, Any]) -> VisionConfig:

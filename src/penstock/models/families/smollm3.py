@@ -32,7 +32,8 @@ def read(raw: Mapping[str, Any]) -> tuple[DecoderConfig, WeightMap]:
     """The description of a SmolLM3 decoder from its config.json."""
     c = ConfigReader(raw, DEFAULTS)
     rotated = rotated_layers(c)
-    size = c.maybe_integer("sliding_window") if c.flag("use_sliding_window") else None
+    named = c.per_layer("layer_types") is not None  # layers that are named as sliding slide, whatever the flag says
+    size = c.maybe_integer("sliding_window") if named or c.flag("use_sliding_window") else None
     config = llama_like("smollm3", c, windows=c.windows(size, [not turns for turns in rotated]))
     return replace(config, layer_ropes=tuple(config.rope if turns else NO_ROTATION for turns in rotated)), WeightMap()
 
