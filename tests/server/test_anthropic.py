@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import anthropic
 import pytest
 
+from .conftest import StartServer
 from .running import Server
 
 TALK: Any = [{"role": "user", "content": "What does sinfo do?"}]
@@ -118,6 +121,9 @@ def test_an_answer_that_was_begun_is_continued(client: anthropic.Anthropic) -> N
         ({"tools": [{"type": "web_search_20250305", "name": "x"}]}, "`web_search_20250305` is not supported"),
         ({"tool_choice": {"type": "zork"}}, "`tool_choice.type` must be"),
         ({"system": [{"type": "image"}]}, "`image` is not supported"),
+        ({"output_config": {"effort": 3}}, "output_config.effort must be a string"),
+        ({"output_config": {"format": {"type": "zork", "schema": {}}}}, "output_config.format must be"),
+        ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format must be"),
     ],
 )
 def test_errors_have_anthropics_shape(demo_server: Server, fields: dict[str, Any], words: str) -> None:
@@ -126,6 +132,26 @@ def test_errors_have_anthropics_shape(demo_server: Server, fields: dict[str, Any
     value = answer.json()
     assert (value["type"], value["error"]["type"]) == ("error", "invalid_request_error")
     assert words in value["error"]["message"]
+
+
+def test_the_answer_fits_a_schema(client: anthropic.Anthropic) -> None:
+    schema = {"type": "object", "properties": {"n": {"enum": [4, 5]}}, "required": ["n"], "additionalProperties": False}
+    form: Any = {"effort": "low", "format": {"type": "json_schema", "schema": schema}}
+    message = client.messages.create(model="demo", max_tokens=64, messages=TALK, output_config=form)
+    assert message.content[0].type == "text"
+    assert json.loads(message.content[0].text)["n"] in (4, 5)
+
+
+def test_a_template_sees_the_effort(start_server: StartServer, tiny_llama: Path, tmp_path: Path) -> None:
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ reasoning_effort or 'none' }}{{ messages[0].content }}")
+    server = start_server(tiny_llama, "--chat-template", template)
+    for fields, said in (({}, "none"), ({"output_config": {"effort": "the quick brown fox"}}, "the quick brown fox")):
+        body = {"messages": TALK, **fields}
+        count = len(server.post("/tokenize", {"inputs": said + TALK[0]["content"]}).json())
+        counted = server.post("/v1/messages/count_tokens", body).json()["input_tokens"]
+        usage = server.post("/v1/messages", {**body, "max_tokens": 1}).json()["usage"]
+        assert counted == usage["input_tokens"] + usage["cache_read_input_tokens"] == count - 1  # no BOS
 
 
 def test_errors_of_the_sdk(client: anthropic.Anthropic) -> None:

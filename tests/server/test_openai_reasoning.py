@@ -71,6 +71,7 @@ def test_messages(thinker: Server) -> None:
     value = thinker.post("/v1/messages", body).json()
     (block,) = value["content"]
     assert (block["type"], value["stop_reason"]) == ("thinking", "max_tokens")
+    assert value["usage"]["output_tokens_details"]["thinking_tokens"] == value["usage"]["output_tokens"] == 12
     raw = thinker.post("/v1/messages", {**body, "stream": True}).text
     data = [json.loads(line.removeprefix("data: ")) for line in raw.splitlines() if line.startswith("data: ")]
     deltas = [event["delta"]["thinking"] for event in data if event["type"] == "content_block_delta"]

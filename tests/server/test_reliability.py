@@ -227,9 +227,14 @@ def test_slow_clients_are_cut(start_server: StartServer, long_llama: Path) -> No
 @pytest.mark.timeout(3600 if LONG else 120)
 @pytest.mark.parametrize("again", range(34 if LONG else 1))
 def test_three_kills_of_the_engine_under_32_streams(start_server: StartServer, long_llama: Path, again: int) -> None:
-    """K1 with three kills a server, for a fourth within five minutes ends it (test_life.py); 102 in the long run."""
+    """K1 with three kills a server, for a fourth within five minutes ends it (test_life.py); 102 in the long run.
+
+    It serves again within 5 s more than it took to start, which on a busy machine is long.
+    """
     rng = random.Random(again)
+    began = time.monotonic()
     server = start_server(long_llama, "--max-batch-total-tokens", "131072", "--max-total-tokens", "65536")
+    load_seconds = time.monotonic() - began
     for kill in range(1, 4):
         engine = server.engine_pid()
         streams = [follow(server, endless(f"fox {n}")) for n in range(32)]
@@ -242,7 +247,7 @@ def test_three_kills_of_the_engine_under_32_streams(start_server: StartServer, l
             assert not thread.is_alive()
         assert time.monotonic() - began < 2
         assert all(events[-1] == "[DONE]" and "error" in events[-2] for _, events in streams)
-        server.wait_health(200, 10)
+        server.wait_health(200, load_seconds + 5 - (time.monotonic() - began))
         assert server.metric("penstock_engine_restarts_total") == kill
     server.wait_idle()
 

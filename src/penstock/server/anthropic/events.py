@@ -106,7 +106,12 @@ def usage(turn: Turn) -> wire.MessagesUsage:
     """Token counts so far."""
     cached = turn.cached_tokens
     fresh = len(turn.prompt.ids) - cached
-    return wire.MessagesUsage(input_tokens=fresh, cache_read_input_tokens=cached, output_tokens=turn.completion_tokens)
+    return wire.MessagesUsage(
+        input_tokens=fresh,
+        cache_read_input_tokens=cached,
+        output_tokens=turn.completion_tokens,
+        output_tokens_details=wire.OutputDetails(turn.reasoning_tokens),
+    )
 
 
 def _object(text: str) -> msgspec.Raw:

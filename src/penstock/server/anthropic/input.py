@@ -40,10 +40,21 @@ def chat_of(body: CountRequest) -> ChatRequest:
     if isinstance(body, MessagesRequest):
         chat.max_tokens, chat.stop = body.max_tokens, body.stop_sequences
         chat.temperature, chat.top_p, chat.top_k = body.temperature, body.top_p, body.top_k
-        form = (body.output_config or {}).get("format")
-        if form is not None:
-            chat.response_format = {"type": "json_schema", "json_schema": form}
+    _take_output(chat, body.output_config or {})
     return chat
+
+
+def _take_output(chat: ChatRequest, config: dict[str, Any]) -> None:
+    """`output_config`: how long to think, for templates that know it, and the schema of the answer."""
+    effort, form = config.get("effort"), config.get("format")
+    if not isinstance(effort, str | None):
+        raise _misfit("output_config.effort", "a string")
+    chat.reasoning_effort = effort
+    if form is None:
+        return
+    if not isinstance(form, dict) or form.get("type") != "json_schema" or "schema" not in form:
+        raise _misfit("output_config.format", "an object of type json_schema with a `schema`")
+    chat.response_format = {"type": "json_schema", "json_schema": form}
 
 
 def _messages(message: AnthropicMessage, where: str) -> list[ChatMessage]:

@@ -25,7 +25,7 @@ _UNSUPPORTED: dict[str, Neutral] = {
     "mcp_servers": lambda value: False,
     "context_management": lambda value: False,
 }
-_HARMLESS = frozenset({"betas", "cache_control", "inference_geo", "speed"})
+_HARMLESS = frozenset({"betas", "cache_control", "diagnostics", "inference_geo", "speed", "user_profile_id"})
 
 
 class Messages:

@@ -24,6 +24,7 @@ class CountRequest(msgspec.Struct, kw_only=True):
     tools: list[dict[str, Any]] | None = None
     tool_choice: dict[str, Any] | None = None
     thinking: dict[str, Any] | None = None
+    output_config: dict[str, Any] | None = None
 
 
 class MessagesRequest(CountRequest, kw_only=True):
@@ -35,7 +36,6 @@ class MessagesRequest(CountRequest, kw_only=True):
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
-    output_config: dict[str, Any] | None = None
 
 
 class TextBlock(msgspec.Struct, tag_field="type", tag="text"):
@@ -62,6 +62,12 @@ class ToolUseBlock(msgspec.Struct, tag_field="type", tag="tool_use"):
 Block = TextBlock | ThinkingBlock | ToolUseBlock
 
 
+class OutputDetails(msgspec.Struct):
+    """Of the output, the tokens of the reasoning and its tags."""
+
+    thinking_tokens: int
+
+
 class MessagesUsage(msgspec.Struct, kw_only=True):
     """Token counts; input_tokens are those not read from the cache."""
 
@@ -69,6 +75,7 @@ class MessagesUsage(msgspec.Struct, kw_only=True):
     cache_creation_input_tokens: int = 0
     cache_read_input_tokens: int
     output_tokens: int
+    output_tokens_details: OutputDetails
 
 
 class Message(msgspec.Struct, kw_only=True):

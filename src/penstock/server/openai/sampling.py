@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
+from penstock.engine.limits import MAX_LOGIT_BIAS, MAX_STOP_IDS
 from penstock.engine.request import EngineRequest, Grammar, Image, Sampling
 from penstock.server.body import check_range
 from penstock.server.exchange import Exchange
@@ -102,8 +103,11 @@ def order(exchange: Exchange, house: House, body: Sampled, raw: bytes) -> Order:
     stop = stops(body.stop, house.config.max_stop_sequences, "stop")
     if (body.min_tokens or 0) < 0:
         raise invalid("`min_tokens` must be >= 0", "min_tokens")
+    asked = sampling(body)
+    _check_ids("logit_bias", asked.logit_bias, MAX_LOGIT_BIAS, house)
+    _check_ids("stop_token_ids", body.stop_token_ids or [], MAX_STOP_IDS, house)
     return Order(
-        sampling=sampling(body),
+        sampling=asked,
         max_new_tokens=body.max_tokens,
         stop=stop,
         include_stop=bool(body.include_stop_str_in_output),
@@ -210,6 +214,16 @@ def _bias(given: dict[str, float] | None) -> dict[int, float]:
         if value:
             found[int(key)] = value
     return found
+
+
+def _check_ids(name: str, ids: Collection[int], most: int, house: House) -> None:
+    """The engine's own rules, told by the name that the client knows. Raises Refusal 422."""
+    if len(ids) > most:
+        raise invalid(f"`{name}` must have at most {most} entries. Given: {len(ids)}", name)
+    size = house.limits.vocab_size
+    for token_id in ids:
+        if not 0 <= token_id < size:
+            raise invalid(f"`{name}`: token id {token_id} is outside the vocabulary of {size}", name)
 
 
 def _salt(salt: bytes, given: str | None) -> bytes:
