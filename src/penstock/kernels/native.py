@@ -113,7 +113,8 @@ _RESTRICT = {dtype: function for dtype, (function,) in _by_type("restrict").item
 def can_attend(q: Tensor, cache: Tensor) -> bool:
     """Whether `attend` takes these: a type and a head size that the kernels know, laid out densely."""
     return (
-        q.dtype in _ATTENTION
+        q.device.type == "cpu"
+        and q.dtype in _ATTENTION
         and cache.dtype == q.dtype
         and q.shape[-1] <= MAX_HEAD_DIM
         and q.is_contiguous()
@@ -164,7 +165,8 @@ def can_rotate(q: Tensor, cos: Tensor, cache: Tensor) -> bool:
     """Whether `rotate_into` takes these: one type that the kernels know, heads that lie together."""
     dim = q.shape[-1]
     return (
-        q.dtype in _ROTARY
+        q.device.type == "cpu"
+        and q.dtype in _ROTARY
         and q.dtype == cos.dtype == cache.dtype
         and dim == cos.shape[-1]
         and dim % 2 == 0

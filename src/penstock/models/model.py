@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from penstock.kernels.rotary import RopeConfig
@@ -13,6 +14,11 @@ from penstock.models.inputs import KVCache, StepInputs
 
 class Model(Protocol):
     """A model that computes steps over a cache of blocks."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors of a step are to be."""
+        ...
 
     @property
     def span_rope(self) -> RopeConfig | None:
