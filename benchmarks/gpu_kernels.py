@@ -28,7 +28,7 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from penstock.kernels.attention import PagedBatch
-from penstock.kernels.norms import add_rms_norm, gate_product, quantize_rows, rms_norm
+from penstock.kernels.norms import gate_product, quantize_rows, rms_norm
 from penstock.kernels.sampling import DrawRule
 from penstock.kernels.triton import penalties, product, sampler
 from penstock.kernels.triton.attention import paged_attention
@@ -111,6 +111,10 @@ def checks() -> Iterator[tuple[str, Callable[[], None]]]:
         for i, form in enumerate(FORMS):
             for rows in (1, 16, 130, (2, 3, 33, 64, 700)[(seed + i) % 5]):
                 yield check(f"product {form} {rows}", twins.multiplies, bf16, form, rows, size=4)
+            for rows in (1, 17, 300):
+                yield check(
+                    f"experts {form} {rows}", twins.mixes, bf16, form, rows, weighs_input=bool(seed % 2), size=4
+                )
         for cache in (torch.float8_e4m3fn, torch.float8_e5m2):
             yield check(f"attention {cache}", twins.attends, bf16, cache, size=6)
             yield check(f"write {cache}", twins.writes, bf16, cache, scaled=True)
@@ -247,7 +251,6 @@ def row_speed(limit: dict[str, float]) -> Iterator[dict[str, Any]]:
         parts = qkv.split((32, 8, 8), dim=1)
         for name, call, moved in (
             ("rms_norm", partial(rms_norm, x, weight, 1e-5), 2 * x.nbytes),
-            ("add_rms_norm", partial(add_rms_norm, x, x, weight, 1e-5), 4 * x.nbytes),
             ("quantize_rows", partial(quantize_rows, x, torch.float8_e4m3fn), 1.5 * x.nbytes),
             ("gate_product", partial(gate_product, wide, "silu"), 1.5 * wide.nbytes),
             ("rotate_into_cache", partial(rotate_into_cache, *parts, cos, cos, slots, k, k), 2 * qkv.nbytes),

@@ -27,9 +27,11 @@ from penstock.errors import InvalidRequest, ModelError, UsageError
 from penstock.formats import FORMATS
 from penstock.hub.checkpoint import read_checkpoint
 from penstock.kernels import native
+from penstock.kernels.attention import RunGroup
 from penstock.kernels.relative import buckets_of
 from penstock.models.config import WeightMap
 from penstock.models.encoder_decoder.config import KINDS, from_configs, read_encoder_decoder
+from penstock.models.encoder_decoder.model import EncoderDecoder
 from penstock.plan.work import PairCost
 from penstock.text.grammar import GrammarSpec, source_of
 from tests.encoder_decoders import SHAPES, random_options, save_encoder_decoder, save_unigram
@@ -190,6 +192,36 @@ def test_without_compiled_kernels(t5: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(native, "can_attend", lambda *_: False)
     monkeypatch.setattr(native, "can_rotate", lambda *_: False)
     assert generate(load(t5), requests(rows, 40)) == expected
+
+
+def test_nothing_of_a_step_stays_on_the_host(t5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that holds no numbers refuses to meet those of another: prompts and decoding are all there."""
+    there = torch.device("meta")
+    monkeypatch.setattr("penstock.models.encoder_decoder.model.paged_attention", cross_attention)
+    model = EncoderDecoder.load(None, read_encoder_decoder(t5), torch.float32, 64, device=there)
+    cache = model.new_cache(40, 4)
+    sequences = []
+    for number, row in enumerate([[5, 6, 7], [8, 9, 10], [5, 9, 8, 7, 6]]):
+        s = Sequence.of(EngineRequest(number, row, 9), number, b"", None, start=(0, 4))
+        s.blocks = list(range(10 * number, 10 * number + 10))
+        sequences.append(s)
+    for new in (1, 1, 3):
+        runs = [Run(s, s.pending) for s in sequences]
+        step = build_encoded_step(runs, 4)
+        hidden = model.forward(step.inputs.to(there), cache)
+        scores = model.logits(hidden[torch.tensor(step.ending_rows)])
+        assert (scores.device, scores.shape) == (there, (3, 512))
+        for s in sequences:
+            s.computed = len(s.ids)
+            s.ids += [3] * new
+
+
+def cross_attention(q: Tensor, k: Tensor, v: Tensor, groups: list[RunGroup], scale: float, _window: None) -> Tensor:
+    """As a GPU has it, but for the products."""
+    for group in groups:
+        runs = group.on(q.device, k.shape[2])
+        assert {x.device for x in (runs.q_starts, runs.contexts, runs.block_table, k, v)} == {q.device}
+    return q.new_empty(q.shape).flatten(1)
 
 
 def test_a_full_cache_still_holds_the_longest_sequence(t5: Path) -> None:

@@ -28,8 +28,11 @@ from penstock.engine.loop import EngineLoop
 from penstock.engine.request import Embed, EngineRequest, Sampling
 from penstock.engine.step import GATHERED
 from penstock.errors import InvalidRequest, ModelError, ResourceError, UsageError
+from penstock.kernels.attention import RunGroup
 from penstock.models.fallback.own import OwnMemory
+from penstock.models.fallback.paged import PagedTransformer
 from penstock.models.fallback.trace import CannotReplace, Visible, visible
+from penstock.models.inputs import StepInputs
 from tests.checkpoints import save_model, save_tokenizer
 from tests.engine.driver import generate
 from tests.engine.exactness import generated, made_prompts, reference
@@ -157,6 +160,24 @@ def test_memories_are_joined(name: str, tmp_path: Path, monkeypatch: pytest.Monk
     assert sum(sizes) == sum(new)  # a token each, a prompt in one go
     assert max(sizes) == (4 if name == "mamba" else 3)
     assert len(sizes) == (1 + 30 if name == "mamba" else 30 + 25)
+
+
+def test_a_step_is_computed_where_the_model_is(tmp_path: Path) -> None:
+    """A device that holds no numbers refuses to meet those of another; only the scores would come home."""
+    folder = save_model(tmp_path / "model", OTHERS["persimmon"])
+    engine, _stages = started(folder)
+    model, there = engine._decoder, torch.device("meta")
+    assert isinstance(model, PagedTransformer)
+    model._model.to(there)
+    model.device = there
+    cache = model.new_cache(8, 4)
+    groups = [RunGroup(0, 3, [3, 3], torch.tensor([[1], [2]]))]
+    slots, positions = torch.tensor([4, 5, 6, 8, 9, 10]), torch.tensor([0, 1, 2] * 2)
+    step = StepInputs(torch.arange(6), positions, None, slots, groups)  # type: ignore[arg-type]
+    with pytest.raises(NotImplementedError, match="meta"):  # the copy to the host
+        model.forward(step.to(there), cache)
+    with pytest.raises(RuntimeError, match="meta"):  # of a step that was left there
+        model.forward(step, cache)
 
 
 def test_a_sequence_that_is_not_a_number_harms_nobody(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ engine with the card's numbers made up."""
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,15 +15,19 @@ from penstock.devices import cuda
 from penstock.engine.ahead import AheadLoop
 from penstock.engine.config import EngineConfig
 from penstock.engine.gpu import load_on_gpu
-from penstock.engine.graphs import DecodeGraphs, usable_sizes
+from penstock.engine.graphs import Captured, DecodeGraphs, usable_sizes
 from penstock.engine.loop import EngineLoop
 from penstock.engine.messages import Stage
-from penstock.engine.open import device_of
+from penstock.engine.open import open_model
 from penstock.engine.request import EngineRequest
 from penstock.engine.rows import DeviceRows
 from penstock.errors import EnvironmentFault, ResourceError, UsageError
+from penstock.kernels.attention import RunGroup, paged_attention
+from penstock.models.lora import Adapter
 from penstock.plan.memory import CARD_MARGIN, GIB, CardMemory, plan_card
+from tests.encoder_decoders import SHAPES, save_encoder_decoder
 from tests.engine.driver import generate
+from tests.vision.models import save_vision
 
 CPU = torch.device("cpu")
 KIB = 1024
@@ -118,6 +123,28 @@ def test_a_cache_of_eight_bits(tiny_llama: Path, a_card: list[int], dtype: str) 
     assert found[dtype][1] != found[None][1]
 
 
+@pytest.mark.parametrize("kind", ["t5", "llava"])
+def test_other_models_are_loaded_where_they_compute(kind: str, tmp_path: Path, a_card: list[int]) -> None:
+    """Weights, tower and cache, within the card's memory; the device here is one that holds no numbers."""
+    folder, there = tmp_path / kind, torch.device("meta")
+    if kind == "t5":
+        save_encoder_decoder(folder, SHAPES["t5"])
+    else:
+        save_vision(folder, kind)
+    stages: list[Stage] = []
+    config = EngineConfig(str(folder), dtype="float32", dummy_weights=True, max_total_tokens=64)
+    model = open_model(config, stages.append, there)
+    assert [stage.name for stage in stages] == ["device", "model", "KV memory", "load"]
+    assert model.decoder.device == there
+    assert {x.device for layer in model.cache for x in layer} == {there}
+    assert model.limits.num_blocks * 16 >= 64
+    if kind == "llava":
+        assert model.tower is not None
+        arrays = {"pixel_values": torch.zeros(1, 3, 28, 28)}
+        seen = model.tower(arrays)
+        assert seen.device == there
+
+
 def test_a_cache_that_holds_no_sequence_is_refused(tiny_llama: Path, a_card: list[int]) -> None:
     with pytest.raises(UsageError, match="less than one sequence"):
         load_on_gpu(
@@ -131,23 +158,77 @@ def test_sizes_of_captured_batches() -> None:
     assert usable_sizes((), 8) == usable_sizes((0,), 8) == ()
 
 
+def captured_sizes(graphs: DecodeGraphs) -> list[tuple[int, bool, Adapter | None]]:
+    """What is captured from now on, and is given back by its size."""
+    made: list[tuple[int, bool, Adapter | None]] = []
+
+    def captured(size: int, alone: bool, adapter: Adapter | None) -> Captured:
+        made.append((size, alone, adapter))
+        nothing = torch.zeros(0)
+        return Captured(None, size, nothing, (nothing,) * 3)  # type: ignore[arg-type]
+
+    graphs._captured = captured  # type: ignore[method-assign]
+    return made
+
+
+def size_of(graph: Captured | None) -> int | None:
+    return None if graph is None else graph.size
+
+
 def test_a_batch_takes_the_next_size_once_it_is_worth_it() -> None:
-    graphs = DecodeGraphs(lambda *inputs: inputs, DeviceRows(16, 4, 16, CPU), (1, 4, 16))
-    captured: list[int] = []
-
-    def capture(size: int) -> bool:
-        captured.append(size)
-        graphs._graphs[size] = None  # type: ignore[assignment]
-        return True
-
-    graphs.capture = capture  # type: ignore[method-assign]
-    assert [graphs.size_for(n) for n in (3, 4, 2, 3, 1)] == [None, None, 4, 4, None]
-    assert graphs.size_for(17) is None
-    assert captured == [4]
+    graphs = DecodeGraphs(lambda *inputs: inputs[:3], DeviceRows(16, 4, 16, CPU), (1, 4, 16))
+    made = captured_sizes(graphs)
+    assert [size_of(graphs.find(n)) for n in (3, 4, 2, 3, 1)] == [None, None, 4, 4, None]
+    assert graphs.find(17) is None
+    assert made == [(4, False, None)]
     assert graphs.capture_next()
     assert not graphs.capture_next()
-    assert captured == [4, 1, 16]
+    assert [size for size, _alone, _adapter in made] == [4, 1, 16]
     assert not graphs.capture_next()
+
+
+def test_steps_that_compute_otherwise_have_graphs_of_their_own() -> None:
+    graphs = DecodeGraphs(lambda *inputs: inputs[:3], DeviceRows(16, 4, 16, CPU), (2, 4))
+    made = captured_sizes(graphs)
+    first, second = Adapter([]), Adapter([])
+    assert [size_of(graphs.find(1, alone=True)) for _ in range(3)] == [None, None, 1]
+    assert [size_of(graphs.find(3, adapter=first)) for _ in range(3)] == [None, None, 4]
+    assert [size_of(graphs.find(2, adapter=second)) for _ in range(3)] == [None, None, 2]
+    assert [size_of(graphs.find(2, adapter=first)) for _ in range(9)] == [None] * 9  # as many as there are sizes
+    assert made == [(1, True, None), (4, False, first), (2, False, second)]
+    made.clear()
+    del second  # unloaded, and its last sequence has ended
+    assert [size_of(graphs.find(2, adapter=first)) for _ in range(2)] == [2, 2]
+
+
+def test_a_step_that_cannot_be_captured_is_run_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    graphs = DecodeGraphs(lambda *inputs: inputs[:3], DeviceRows(16, 4, 16, CPU), (4,))
+    tries = []
+
+    def captured(*arguments: object) -> Captured:
+        tries.append(arguments)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    graphs._captured = captured  # type: ignore[method-assign]
+    with caplog.at_level(logging.CRITICAL):
+        assert [graphs.find(4) for _ in range(6)] == [None] * 6
+    assert len(tries) == 1
+    assert not graphs.capture_next()
+
+
+def test_a_processors_runs_are_a_gpus() -> None:
+    """What is built for a processor and computed a step at a time on a card."""
+    torch.manual_seed(0)
+    q, cache = torch.randn(7, 4, 16), [torch.randn(9, 2, 4, 16) for _ in range(2)]
+    groups = [
+        RunGroup(0, 1, [5, 9, 3], torch.tensor([[1, 2, 2], [3, 4, 5], [6, 6, 6]])),
+        RunGroup(3, 2, [6, 2], torch.tensor([[7, 8], [0, 0]])),
+    ]
+    expected = paged_attention(q, *cache, groups, 0.25, 4)
+    there = [group.on(CPU, 4) for group in groups]
+    assert all(group.on(CPU, 4) is paged for group, paged in zip(groups, there, strict=True))  # once a step
+    assert all(paged.fixed_splits for paged in there)  # whoever else is in the step
+    torch.testing.assert_close(paged_attention(q, *cache, there, 0.25, 4), expected)
 
 
 def test_padding_reads_and_writes_nothing() -> None:
@@ -163,14 +244,26 @@ def test_padding_reads_and_writes_nothing() -> None:
     assert len(step.groups) == 2  # one each, none for the padding
 
 
-def test_what_a_gpu_does_not_run_stays_on_the_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("model_type", "ahead"), [("llama", True), ("t5", False), ("xglm", False), ("llava", False)])
+def test_a_gpu_runs_every_kind_of_model(
+    model_type: str, ahead: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decoders of text a step ahead, all others a step at a time."""
+    there = torch.device("cuda", 0)
     monkeypatch.setattr(cuda, "cards", lambda: [cuda.Card(0, "A card", GIB, "9.0", "CUDA 13.0")])
-    for model_type, device in (("llama", "cuda"), ("t5", "cpu"), ("xglm", "cpu")):
-        folder = tmp_path / model_type
-        folder.mkdir()
-        (folder / "config.json").write_text(json.dumps({"model_type": model_type}))
-        assert device_of(EngineConfig(str(folder))).type == device
-        assert device_of(EngineConfig(str(folder), device="cpu")).type == "cpu"
-        if device == "cpu":
-            with pytest.raises(UsageError, match="processor only"):
-                device_of(EngineConfig(str(folder), device="cuda"))
+    asked: list[tuple[bool, torch.device]] = []
+
+    def stop(ahead: bool, device: torch.device) -> None:
+        asked.append((ahead, device))
+        raise ResourceError("enough")
+
+    monkeypatch.setattr("penstock.engine.gpu.load_on_gpu", lambda config, device, on_stage: stop(True, device))
+    monkeypatch.setattr("penstock.engine.loop.open_model", lambda config, on_stage, device: stop(False, device))
+    config = {"model_type": model_type}
+    if model_type == "llava":
+        config |= {"text_config": {"model_type": "llama"}, "vision_config": {"model_type": "clip_vision_model"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for device in ("auto", "cuda", "cpu"):
+        with pytest.raises(ResourceError, match="enough"):
+            EngineLoop.load(EngineConfig(str(tmp_path), device=device))
+    assert asked == [(ahead, there), (ahead, there), (False, CPU)]

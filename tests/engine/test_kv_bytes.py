@@ -13,7 +13,6 @@ import torch
 from penstock.devices import cuda
 from penstock.engine.config import EngineConfig
 from penstock.engine.loop import EngineLoop
-from penstock.engine.open import device_of
 from penstock.engine.request import EngineRequest
 from penstock.errors import UsageError
 from penstock.kernels import native
@@ -123,8 +122,7 @@ def test_what_has_no_such_cache_refuses_it(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(cuda, "cards", lambda: [cuda.Card(0, "A card", GIB, "9.0", "CUDA 13.0")])
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(UsageError, match="an int8 KV cache is for processors"):
-        device_of(EngineConfig(str(tmp_path), kv_cache_dtype="int8"))
-    assert device_of(EngineConfig(str(tmp_path), kv_cache_dtype="int8", device="cpu")).type == "cpu"
+        EngineLoop.load(EngineConfig(str(tmp_path), kv_cache_dtype="int8"))
 
 
 def test_one_for_gpus_has_no_effect_and_says_so(tiny_llama: Path) -> None:

@@ -15,10 +15,11 @@ from penstock.formats import FORMATS, Format
 from penstock.formats.dense import Gated, GatedPanels, Linear, Panels
 from penstock.hub.weights import read_weights
 from penstock.kernels.attention import PagedBatch
-from penstock.kernels.triton import attention, norms, product, rotary
+from penstock.kernels.triton import attention, experts, norms, product, rotary
 from penstock.models.decoder import Decoder
 from penstock.models.families import describe
 from penstock.models.inputs import StepInputs
+from tests.checkpoints import save_tiny
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # NumPy, of infinities that are meant
@@ -56,9 +57,11 @@ def load_gated(gate: Tensor, up: Tensor, activation: str, *biases: Tensor | None
     return GatedPanels(product.pack("bf16", (gate, up), biases or (None, None), activation), activation)
 
 
-def test_a_model_computes_the_same(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, names = describe(tiny_llama)
-    entries = read_weights(tiny_llama)
+@pytest.mark.parametrize("family", ["llama", "mixtral"])
+def test_a_model_computes_the_same(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_tiny(tmp_path / "model", family)
+    config, names = describe(folder)
+    entries = read_weights(folder)
 
     def decoder(form: Format) -> Decoder:
         return Decoder.load(entries, config, names, torch.bfloat16, 64, form)
@@ -79,8 +82,11 @@ def test_a_model_computes_the_same(tiny_llama: Path, monkeypatch: pytest.MonkeyP
     instead("penstock.models.attention.rotate_into_cache", rotary.rotate_into_cache)
     instead("penstock.models.norms.rms_norm", lambda x, weight, eps: norms.norm(x, "rms", weight, eps=eps)[0])
     instead("penstock.kernels.triton.product._few", product._few)
+    if config.experts is not None:
+        instead("penstock.kernels.triton.experts.expert_products", experts.expert_products)
     ours = decoder(Format(load, load_gated, None))
     got = logits(ours, ours.new_cache(5, 16))
-    assert len(set(launched)) == 4
+    assert ours.flows
+    assert len(set(launched)) == (4 if config.experts is None else 5)
     assert (got - expected).norm() <= 0.02 * expected.norm()
     assert got.argmax(dim=1).tolist() == expected.argmax(dim=1).tolist()

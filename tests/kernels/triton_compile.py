@@ -117,6 +117,7 @@ def attention() -> None:
 def products() -> None:
     """A projection with residual or a gated MLP, in each form, at each number of rows that has code of its own."""
     from penstock.kernels.triton import product
+    from penstock.kernels.triton.experts import expert_products, stack
     from penstock.kernels.triton.product import _few, pack
 
     if torch.version.hip is not None:
@@ -128,16 +129,22 @@ def products() -> None:
         for rows in (1, 8, 64):
             x = torch.zeros(rows, 4096, dtype=torch.bfloat16)
             _few(plain, x, x) if rows == 8 else _few(gated, x, None)
+        experts = [pack(form, (weight[:1024], weight[1024:2048]), (None, None), "silu") for _ in range(4)]
+        made = stack(experts)
+        assert made is not None
+        for rows in (1, 128):
+            chosen = torch.zeros(rows, 2, dtype=torch.int64)
+            expert_products(made[0], torch.zeros(rows, 4096, dtype=torch.bfloat16), chosen)
 
 
 def rows() -> None:
     """Norms, activations, the sampler and what changes scores."""
+    from penstock.kernels.counts import PenaltyRules
     from penstock.kernels.triton import activation, norms, penalties, sampler
 
     for n in (128, 8192):
         x, weight = torch.zeros(4, n, dtype=torch.bfloat16), torch.zeros(n, dtype=torch.bfloat16)
         norms.norm(x, "rms", weight, eps=1e-5)
-        norms.norm(x, "rms", weight, eps=1e-5, residual=x)
         norms.norm(x.view(4, 1, n), "layer", weight, weight, 1e-5)
         for narrow in (torch.int8, torch.float8_e4m3fn if torch.version.hip is None else torch.float8_e4m3fnuz):
             norms.norm(x, "none", narrow=narrow)
@@ -146,7 +153,7 @@ def rows() -> None:
     zeros, whole = torch.zeros(4), torch.zeros(4, dtype=torch.int32)
     scores = torch.zeros(4, 128256, dtype=torch.bfloat16)
     sampler.draw(scores, sampler.SamplerRules(zeros, whole, zeros, zeros, zeros, zeros.double()))
-    rules = penalties.PenaltyRules(whole, zeros, zeros, zeros, zeros, whole)
+    rules = PenaltyRules(whole, zeros, zeros, zeros, zeros, whole)
     penalties.penalize(scores.float(), rules, torch.zeros(4, 2, 128256, dtype=torch.int32))
     penalties.restrict_bits(scores, torch.zeros(4, 4008, dtype=torch.int32), whole)
     penalties.chosen_logprobs(scores, whole.long())

@@ -5,6 +5,7 @@ benchmarks/gpu_kernels.py. Every function takes a random generator and where to 
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,13 +14,18 @@ from torch import Tensor
 
 from penstock.engine.request import Sampling
 from penstock.engine.sampler import _sharpen
+from penstock.formats.dense import GatedPanels, Panels, Plain
 from penstock.kernels import attention, sampling
+from penstock.kernels import counts as counts_of
 from penstock.kernels.attention import PagedBatch, alibi_table
 from penstock.kernels.mask import Mask
 from penstock.kernels.norms import ACTIVATIONS, quantize_rows
 from penstock.kernels.penalty import Penalty, Tally
 from penstock.kernels.sampling import DrawRule, draw_plainly, inverted, penalize_plainly, restrict_plainly
 from penstock.kernels.triton.sampler import SamplerRules
+from penstock.models.config import ExpertsConfig
+from penstock.models.experts import Experts, stack
+from penstock.models.mlp import GatedMlp, Mlp
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where the tests compute: a card, or the interpreter
 BFLOAT16 = {"atol": 2e-2, "rtol": 2e-2}
@@ -151,8 +157,39 @@ def multiplies(rng: random.Random, device: str, dtype: torch.dtype, form: str, r
             close(got, expected, dtype)
 
 
+def an_expert(device: str, form: str, dtype: torch.dtype, hidden: int, wide: int) -> GatedMlp:
+    """A random gated MLP, packed as a GPU has it."""
+    from penstock.kernels.triton import product
+
+    def matrix(*shape: int) -> Tensor:
+        return (torch.randn(*shape, device=device) / shape[-1] ** 0.5).to(dtype)
+
+    gate, up, down = matrix(wide, hidden), matrix(wide, hidden), matrix(hidden, wide)
+    return GatedMlp(
+        GatedPanels(product.pack(form, (gate, up), (None, None), "silu"), "silu"),
+        Panels(product.pack(form, (down,), (matrix(1, hidden)[0],), None)),
+    )
+
+
+def mixes(
+    rng: random.Random, device: str, dtype: torch.dtype, form: str, rows: int, weighs_input: bool, size: int = 1
+) -> None:
+    """A mixture of experts by launches of a fixed shape, and its experts one by one."""
+    count, hidden, wide = rng.choice([3, 5, 8]), 64 * size, 128 * size
+    before: list[Mlp] = [an_expert(device, form, dtype, hidden, wide) for _ in range(count)]
+    stacked, experts = stack(before)
+    assert stacked is not None
+    router = Plain(torch.randn(count, hidden, device=device).to(dtype), None)
+    config = ExpertsConfig((True,), count, rng.choice([1, 2, 3]), wide, weighs_input=weighs_input)
+    mixture = Experts(config, router, None, experts, stacked, None, None)
+    x, residual = (torch.randn(rows, hidden, device=device).to(dtype) for _ in range(2))
+    one_by_one = replace(mixture, experts=before, stacked=None)
+    close(mixture(x, residual), one_by_one(x, residual).cpu(), dtype)
+    close(mixture(x), one_by_one(x).cpu(), dtype)
+
+
 def normalizes(rng: random.Random, device: str, dtype: torch.dtype) -> None:
-    """Norms of strided rows, with the residual before and 8 bits after; activations of two halves."""
+    """Norms of strided rows, rows in 8 bits, activations of two halves."""
     from penstock.kernels.triton import activation, norms
 
     n, inner, tokens = rng.choice([5, 64, 200]), rng.choice([1, 3]), rng.choice([1, 4])
@@ -166,13 +203,9 @@ def normalizes(rng: random.Random, device: str, dtype: torch.dtype) -> None:
             close(got, F.rms_norm(wide, (n,), weight.float(), 1e-5), dtype)
         else:
             close(got, F.layer_norm(wide, (n,), weight.float(), bias.float(), 1e-5), dtype)
-    rows, residual = torch.randn(tokens, n).to(dtype), torch.randn(tokens, n).to(dtype)
-    normed, total, _ = norms.norm(rows.to(device), "rms", weight.to(device), None, 1e-5, residual.to(device))
-    summed = (rows.float() + residual.float()).to(dtype)
-    close(total, summed.float(), dtype)
-    close(normed, F.rms_norm(summed.float(), (n,), weight.float(), 1e-5), dtype)
+    rows = torch.randn(tokens, n).to(dtype)
     for narrow in (torch.int8, torch.float8_e4m3fn):
-        values, _, scales = norms.norm(rows.to(device), "none", narrow=narrow)
+        values, scales = norms.norm(rows.to(device), "none", narrow=narrow)
         expected, by_row = quantize_rows(rows.cpu(), narrow)
         torch.testing.assert_close(scales.cpu(), by_row)
         step = 1 if narrow == torch.int8 else 32
@@ -261,7 +294,7 @@ def penalizes(rng: random.Random, device: str, vocab: int) -> None:
     slot[1] = -1
     for i, text in enumerate(texts):
         if slot[i] >= 0:  # the last token comes by itself, as in a step
-            penalties.count_text(counts, slot[i], torch.tensor(text[:-1], device=device), prompts[i])
+            counts_of.count_text(counts, slot[i], torch.tensor(text[:-1], device=device), prompts[i])
     of_row = torch.tensor(slot, dtype=torch.int32, device=device)
     penalties.count_tokens(counts, of_row, torch.tensor([t[-1] for t in texts], device=device))
 
@@ -271,7 +304,7 @@ def penalizes(rng: random.Random, device: str, vocab: int) -> None:
     names = ("repetition_penalty", "frequency_penalty", "count_penalty", "presence_penalty")
     length = torch.tensor([len(t) for t in texts], dtype=torch.int32, device=device)
     got = scores.to(device).clone()
-    penalties.penalize(got, penalties.PenaltyRules(of_row, *map(column, names), length), counts)
+    penalties.penalize(got, counts_of.PenaltyRules(of_row, *map(column, names), length), counts)
     expected = scores.clone()
     for i, text in enumerate(texts):
         if slot[i] >= 0:

@@ -92,6 +92,21 @@ def has_fp8(device: torch.device) -> bool:
     return device.type != "cuda" or bool(torch.version.hip) or torch.cuda.get_device_capability(device) >= (8, 9)
 
 
+def require_formats(quantize: str, kv_cache_dtype: str | None, device: torch.device) -> None:
+    """Raises UsageError where a card has not the numbers that are asked for."""
+    if (quantize == "fp8" or kv_cache_dtype is not None) and not has_fp8(device):
+        raise UsageError(
+            f"{torch.cuda.get_device_name(device)} has no 8-bit floats",
+            hint="take --quantize int8, and leave --kv-cache-dtype out",
+        )
+
+
+def usable_bytes(device: torch.device, fraction: float) -> int:
+    """Bytes that this process may still take of a card: no more than is free, and of all of it no more than a share."""
+    free, total = free_and_total(device)
+    return min(free, int(total * fraction))
+
+
 def describe(device: torch.device) -> str:
     """A card in words, and this process told to use it."""
     torch.cuda.set_device(device)

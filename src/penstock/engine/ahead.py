@@ -3,8 +3,8 @@
 A step's results come back while the next one runs, so the device never waits for the host. A token that the device has
 chosen is the next step's input there; here it is only counted (`Sequence.ahead`) until it is known. What follows from
 that is small: a sequence that ends with a token is computed once more, and that is dropped. Where the host must know a
-token before it can go on (a grammar, penalties, alternatives, a watermark, a length not reached yet) it chooses it
-itself, and the sequence sits out one step; others go on.
+token before it can go on, the sequence sits out one step; others go on. That is so with a grammar, whose next mask
+follows from the token, and where the host itself chooses: alternatives, a watermark, a grammar whose mask is late.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from penstock.engine.config import EngineConfig
+from penstock.engine.grammar import Cursor
 from penstock.engine.load import LoadedModel
 from penstock.engine.loop import FAILED, EngineLoop
 from penstock.engine.output import SequenceOutput, Token
 from penstock.engine.runner import Flight, Runner
-from penstock.engine.sampler import draws_simply
 from penstock.engine.scheduler import Run
 from penstock.engine.sequence import Sequence
 from penstock.models.decoder import Decoder
@@ -34,12 +34,13 @@ _PATIENCE = 0.002  # seconds that a step waits for late masks
 @dataclass(frozen=True)
 class _UnderWay:
     """A launched step and what its results are counted with. ahead: sequences that went on without knowing their token;
-    host_seconds: what it took where the host computes."""
+    lengths: tokens before the one that each gets; host_seconds: what it took where the host computes."""
 
     flight: Flight
     work: Work
     prompts: bool
     ahead: set[Sequence]
+    lengths: dict[Sequence, int]
     host_seconds: float | None
 
 
@@ -74,7 +75,7 @@ class AheadLoop(EngineLoop):
         sequence = self._sequences.get(request_id)
         super().abort(request_id)
         if sequence is not None:
-            self._runner.rows.forget(sequence)
+            self._runner.forget(sequence)
 
     @torch.inference_mode()
     def _compute(self, runs: list[Run]) -> list[SequenceOutput]:
@@ -101,8 +102,10 @@ class AheadLoop(EngineLoop):
     def _launch(self, runs: list[Run]) -> list[SequenceOutput]:
         """Send a step on its way. Its tokens count as computed: whatever comes later on the device finds them there."""
         since = time.perf_counter()
-        near = {run.sequence for run in runs if run.reaches_end and self._chooses_there(run.sequence)}
-        flight = self._runner.launch(runs, near, self._scheduler.running)
+        flight = self._runner.launch(runs, self._scheduler.running)
+        if self._held:  # their scores are computed anew, after a preemption
+            for run in runs:
+                self._held.drop(run.sequence)
         work = self.cost.step(
             [(run.length, run.sequence.computed, 0) for run in runs], len(flight.near) + len(flight.far)
         )
@@ -111,11 +114,12 @@ class AheadLoop(EngineLoop):
             self.stats.prompt_tokens += max(0, min(run.length, s.prompt_length - s.computed))
             self._publish(s)  # what the steps before this one computed; its own last token may not be known
             s.computed += run.length
-        ahead = {s for s in near if self._goes_on(s)}
+        lengths = {s: len(s.ids) + s.ahead for s in (*(s for s, _place in flight.near), *flight.far)}
+        ahead = {s for s, _place in flight.near if self._goes_on(s)}
         for s in ahead:
             s.ahead += 1
         host_seconds = None if self._runner.on_gpu else time.perf_counter() - since
-        self._under_way = _UnderWay(flight, work, self.stats.step_prompts > 0, ahead, host_seconds)
+        self._under_way = _UnderWay(flight, work, self.stats.step_prompts > 0, ahead, lengths, host_seconds)
         outputs = [self._check_states(part) for part in flight.parts]
         return outputs + [self._end_prompt(run.sequence) for run in flight.read if self._has(run.sequence)]
 
@@ -129,7 +133,7 @@ class AheadLoop(EngineLoop):
             self.stats.forward_seconds = self.stats.model_seconds = seconds
             self.stats.totals.count(step.work, seconds, step.prompts)
             outputs = self._take(step)
-            left = [i for i, s in enumerate(step.flight.far) if self._has(s)]
+            left = [i for i, s in enumerate(step.flight.far) if self._wants(s, step)]
             sequences = [step.flight.far[i] for i in left]
             for s in sequences:
                 self._publish(s)
@@ -144,13 +148,14 @@ class AheadLoop(EngineLoop):
 
     def _take(self, step: _UnderWay) -> list[SequenceOutput]:
         """The tokens that the device chose."""
-        outputs: list[SequenceOutput] = []
+        outputs: dict[Sequence, SequenceOutput] = {}
         flight = step.flight
         if flight.chosen is None:
-            return outputs
+            return []
         ids, values = flight.chosen.tolist()
+        moves: list[tuple[Cursor, int]] = []
         for s, place in flight.near:
-            if not self._has(s):  # it ended with the token before, or was aborted
+            if not self._wants(s, step):
                 continue
             if s in step.ahead:
                 s.ahead -= 1
@@ -158,32 +163,31 @@ class AheadLoop(EngineLoop):
                 self._publish(s)
             output = SequenceOutput(s.id)
             if values[place] > _NOTHING:
-                self._append(s, Token(int(ids[place]), values[place] if s.request.logprobs else None), output)
+                token = Token(int(ids[place]), values[place] if s.request.logprobs else None)
+                self._append(s, token, output)
+                if s.cursor is not None and self._has(s):
+                    moves.append((s.cursor, token.id))
             else:
                 output = self._break(s)
-            outputs.append(output)
-        return outputs
+            outputs[s] = output
+        self._follow(moves, outputs)
+        return list(outputs.values())
 
     def _has(self, sequence: Sequence) -> bool:
         """Whether a sequence is still wanted."""
         return self._sequences.get(sequence.id) is sequence
+
+    def _wants(self, sequence: Sequence, step: _UnderWay) -> bool:
+        """Whether what a step made for a sequence is still wanted: not where it ended with the token before, was
+        aborted, or was preempted and computed again before it got the very token."""
+        return self._has(sequence) and len(sequence.ids) == step.lengths[sequence]
 
     def _publish(self, sequence: Sequence) -> None:
         """Offer the blocks whose tokens are all known to the prefix index."""
         if self._prefix_caching and sequence.computed <= len(sequence.ids):
             sequence.publish(self._pool)
 
-    def _chooses_there(self, sequence: Sequence) -> bool:
-        """Whether the device can choose the next token of a sequence."""
-        request, sampling = sequence.request, sequence.request.sampling
-        if sequence.cursor is not None or request.top_n_tokens or self._span_rope is not None:
-            return False
-        if sequence.generated + sequence.ahead < request.min_new_tokens:
-            return False
-        if sampling.penalizes or sampling.logit_bias or sampling.watermark:
-            return False
-        return draws_simply(request) if sampling.draws else sampling.plain
-
     def _goes_on(self, sequence: Sequence) -> bool:
-        """Whether a sequence may have a further token behind the one that is chosen now."""
-        return sequence.generated + sequence.ahead + 1 < sequence.request.max_new_tokens
+        """Whether a sequence goes on behind the token that is chosen now before the host knows it. What a grammar
+        allows next depends on that."""
+        return sequence.cursor is None and sequence.generated + sequence.ahead + 1 < sequence.request.max_new_tokens

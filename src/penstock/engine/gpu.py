@@ -13,14 +13,15 @@ from penstock.devices import cuda
 from penstock.engine.adapters import Adapters, planned_bytes, read_given
 from penstock.engine.ahead import AheadLoop
 from penstock.engine.checkpoint import Checkpoint
+from penstock.engine.chooser import count_bytes, counted_rows
 from penstock.engine.config import EngineConfig
-from penstock.engine.graphs import usable_sizes
+from penstock.engine.graphs import graph_count, usable_sizes
 from penstock.engine.limits import Limits
 from penstock.engine.load import Clock, LoadedModel
 from penstock.engine.messages import Stage
 from penstock.engine.output import EngineStats
 from penstock.engine.request import EngineRequest, Sampling
-from penstock.errors import ModelError, ResourceError, UsageError
+from penstock.errors import ModelError, ResourceError
 from penstock.models.decoder import Decoder
 from penstock.plan.memory import GIB, CardMemory, human, plan_card
 
@@ -39,8 +40,7 @@ def load_on_gpu(config: EngineConfig, device: torch.device, on_stage: Callable[[
     name = cuda.describe(device)
     free, total = cuda.free_and_total(device)
     clock.done("device", f"{name}, {human(free)} free")
-    if (config.quantize == "fp8" or config.kv_cache_dtype is not None) and not cuda.has_fp8(device):
-        raise UsageError(f"{name} has no 8-bit floats", hint="take --quantize int8, and leave --kv-cache-dtype out")
+    cuda.require_formats(config.quantize, config.kv_cache_dtype, device)
     checkpoint = Checkpoint.read(config, device, clock)
     rows, budget = checkpoint.batch(config, _STEP_TOKENS)
     given = read_given(config, checkpoint.decoder, checkpoint.names)
@@ -68,10 +68,12 @@ def load_on_gpu(config: EngineConfig, device: torch.device, on_stage: Callable[[
         step += 3 * budget * checkpoint.decoder.mlp_width * checkpoint.dtype.itemsize
     clock.done("dry step", f"{budget} tokens of {rows} sequences take {human(step)}")
     now, total = cuda.free_and_total(device)
-    sizes = usable_sizes(config.cuda_graphs, rows)
-    scores = sum(sizes) * checkpoint.decoder.vocab_size * checkpoint.dtype.itemsize
-    graphs = decoding + scores + len(sizes) * _GRAPH_BYTES if sizes else 0
-    later = adapter_bytes - adapters.nbytes
+    sizes, vocab = usable_sizes(config.cuda_graphs, rows), checkpoint.decoder.vocab_size
+    graphs = 0
+    if sizes:  # what they keep, what one of them takes while it runs, and the same for the step that goes before it
+        scores = (1 + bool(adapter_bytes)) * sum(sizes) * vocab * checkpoint.dtype.itemsize
+        graphs = 2 * decoding + scores + graph_count(sizes, bool(adapter_bytes)) * _GRAPH_BYTES
+    later = adapter_bytes - adapters.nbytes + counted_rows(rows, vocab) * count_bytes(vocab)
     card = CardMemory(total, now, max(0, free - now), step, graphs + later)
     kv_token = checkpoint.decoder.kv_elements * kv_dtype.itemsize
     plan = plan_card(
@@ -136,14 +138,14 @@ def _measure(
 
 
 def run_largest(loop: AheadLoop, prompt: int | None = None) -> None:
-    """A step of the whole budget, shared by as many sequences as may run, then some of decoding with draws and
-    log-probabilities. prompt: tokens of each instead. Raises ModelError when the model does not compute."""
+    """A step of the whole budget, shared by as many sequences as may run, then some of decoding with draws, penalties
+    and log-probabilities. prompt: tokens of each instead. Raises ModelError when the model does not compute."""
     limits = loop.limits
     share = max(1, limits.max_batch_prefill_tokens // limits.max_batch_size)
     length = prompt or max(1, min(share, limits.max_total_tokens - 4))
     new = min(3, limits.max_total_tokens - length)
     for i in range(limits.max_batch_size):
-        sampling = Sampling(temperature=0.9, top_p=0.9) if i % 2 else Sampling()
+        sampling = Sampling(temperature=0.9, top_p=0.9, repetition_penalty=1.1) if i else Sampling()
         loop.add(EngineRequest(-1 - i, [0] * length, new, sampling, ignore_eos=True, logprobs=True, salt=b"dry"))
     while loop.has_work:
         for output in loop.step().outputs:

@@ -46,10 +46,12 @@ def kv_bytes(shape: Vectors, dtype: torch.dtype) -> int:
     return shape.kv_elements * dtype.itemsize + (SCALE * shape.kv_vectors if dtype == torch.int8 else 0)
 
 
-def kv_in_words(config: EngineConfig) -> str:
-    """What the start-up line says of the option on a processor."""
+def kv_in_words(config: EngineConfig, device: torch.device) -> str:
+    """What the start-up line says of the option where a model computes a step at a time."""
     if config.kv_cache_dtype is None:
         return ""
+    if device.type != "cpu":
+        return "; --kv-cache-dtype is for decoders of text, and has no effect"
     if config.kv_cache_dtype == _BYTES:
         return ", in int8 with a scale for each token and head (--kv-cache-dtype)"
     return f"; --kv-cache-dtype {config.kv_cache_dtype} is for GPUs and has no effect, int8 takes as few bytes here"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
+import msgspec
 import torch
 
 from penstock.devices import cuda
@@ -37,7 +38,7 @@ from penstock.models.inputs import KVCache
 from penstock.models.model import Model
 from penstock.models.tensors import CPU
 from penstock.models.vision import VisionTower, tower_entries
-from penstock.plan.memory import GIB, Footprint, KVPlan, human, longest_that_fits, plan_kv
+from penstock.plan.memory import CARD_MARGIN, GIB, Footprint, KVPlan, human, longest_that_fits, plan_kv
 from penstock.plan.work import PairCost, StepCost
 
 HEAD_ROWS = 64  # rows of scores at a time where every prompt position is scored
@@ -61,15 +62,15 @@ class LoadedModel:
     tower: VisionTower | None = None
 
 
-def load_decoder(config: EngineConfig, clock: Clock) -> LoadedModel:
-    """Our own decoder, for a family that it knows, each stage reported when it is done.
+def load_decoder(config: EngineConfig, clock: Clock, device: torch.device = CPU) -> LoadedModel:
+    """Our own decoder, for a family that it knows, each stage reported when it is done. device: where it will compute.
 
     The fit is checked before a weight is read. Raises PenstockError of the fitting kind.
     """
     folder = Path(config.model_path)
     described, names = _describe(folder, config)
     entries = None if config.dummy_weights else read_weights(folder)
-    name, dtype, text = choose_format(config, described, names, entries)
+    name, dtype, text = choose_format(config, described, names, entries, device)
     form = FORMATS[name]
     vision = None if isinstance(described, EncoderDecoderConfig) else describe_vision(folder)
     weight_bytes = planned_weight_bytes(entries, described, names, dtype, form)
@@ -81,36 +82,44 @@ def load_decoder(config: EngineConfig, clock: Clock) -> LoadedModel:
     decoder_config = described if isinstance(described, DecoderConfig) else None
     given = read_given(config, decoder_config, names)
     adapter_bytes = planned_bytes(config, given, dtype)
-    limits, plan = fit(
-        config, described, dtype, weight_bytes, cost.weight_size, available_bytes(), adapter_bytes, vision
-    )
+    config, available = with_room(config, device)
+    limits, plan = fit(config, described, dtype, weight_bytes, cost.weight_size, available, adapter_bytes, vision)
     clock.done("model", f"{described.family} {_kind(described)} {text}{'' if vision is None else '; takes images'}")
     kv_token = plan.kv_bytes // (plan.num_blocks * plan.block_size)
     kv_text = (
         f"{plan.num_blocks * plan.block_size} tokens x {human(kv_token)} = {human(plan.kv_bytes)} "
-        f"({plan.reason}; --max-batch-total-tokens){kv_in_words(config)}"
+        f"({plan.reason}; --max-batch-total-tokens){kv_in_words(config, device)}"
     )
     adapter_text = f" + adapters {human(adapter_bytes)}" if adapter_bytes else ""
     clock.done("KV memory", f"weights {human(weight_bytes)}{adapter_text} + KV {kv_text}")
 
-    tower = None if vision is None else VisionTower.load(folder, entries, names, dtype)
+    tower = None if vision is None else VisionTower.load(folder, entries, names, dtype, device)
     decoder: Model
     if isinstance(described, EncoderDecoderConfig):
-        decoder = EncoderDecoder.load(entries, described, dtype, limits.max_total_tokens, form)
+        decoder = EncoderDecoder.load(entries, described, dtype, limits.max_total_tokens, form, device)
     else:
-        decoder = Decoder.load(entries, described, names, dtype, limits.max_total_tokens, form)
+        decoder = Decoder.load(entries, described, names, dtype, limits.max_total_tokens, form, device)
     keep_freed_memory()  # from here on: what loading frees is not needed again
     cache = decoder.new_cache(plan.num_blocks, plan.block_size, kept)
     kind = "random weights (--dummy-weights)" if entries is None else "weights"
-    clock.done("load", f"{human(weight_bytes)} of {kind}, {torch.get_num_threads()} threads")
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    clock.done("load", f"{human(weight_bytes)} of {kind}{threads}")
     # without a bound, those that come while it runs may have half of what is planned for nothing else
     room = adapter_bytes + (plan.spare // 2 if config.max_adapter_bytes is None else 0)
-    adapters = Adapters(config, decoder_config, names, dtype, room)
+    adapters = Adapters(config, decoder_config, names, dtype, room, device)
     for adapter, file in given.items():
         adapters.add(adapter, file)
     if given:
         clock.done("adapters", f"{', '.join(given)}: {human(adapters.nbytes)} of {human(room)}")
     return LoadedModel(decoder, cache, limits, cost, adapters, vision, tower)
+
+
+def with_room(config: EngineConfig, device: torch.device) -> tuple[EngineConfig, int]:
+    """The memory that a model may share out on a device, and the configuration with the share of it."""
+    if device.type == "cpu":
+        return config, available_bytes()
+    usable = cuda.usable_bytes(device, config.cuda_memory_fraction)
+    return msgspec.structs.replace(config, memory_fraction=1.0), max(0, usable - CARD_MARGIN)
 
 
 def _describe(folder: Path, config: EngineConfig) -> tuple[Config, WeightMap]:

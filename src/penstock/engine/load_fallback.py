@@ -9,13 +9,14 @@ from pathlib import Path
 import msgspec
 import torch
 
+from penstock.devices import cuda
 from penstock.devices.cpu import DTYPES, choose_dtype
 from penstock.devices.memory import available_bytes
 from penstock.engine.adapters import Adapters, read_given
 from penstock.engine.config import EngineConfig
 from penstock.engine.kv_type import kv_bytes, kv_dtype, kv_in_words, refuse
 from penstock.engine.limits import Limits
-from penstock.engine.load import Clock, LoadedModel, fit, step_bytes
+from penstock.engine.load import Clock, LoadedModel, fit, step_bytes, with_room
 from penstock.errors import EnvironmentFault, ModelError, ResourceError, UsageError
 from penstock.hub.checkpoint import read_checkpoint
 from penstock.hub.config import read_config
@@ -23,15 +24,17 @@ from penstock.hub.gguf.link import linked_files
 from penstock.models.config import WeightMap
 from penstock.models.fallback.agreement import tolerance
 from penstock.models.fallback.config import Found, TransformersConfig, find, measured
-from penstock.models.fallback.load import Room, load, make, require_accelerate
+from penstock.models.fallback.load import Room, load, make, place_of, require_accelerate
 from penstock.models.fallback.own import OwnMemory
 from penstock.models.fallback.paged import PagedTransformer, page
 from penstock.models.fallback.trace import CannotReplace
 from penstock.models.families import read_eos_ids
 from penstock.models.reader import refuse_quantized
+from penstock.models.tensors import CPU
 from penstock.plan.memory import human
 from penstock.plan.work import StepCost
 
+_HOST_SHARE = 0.8  # of the free main memory, for weights that a GPU has no room for
 _PROMISED = 2048  # tokens of a text that there is to be room for beside the weights, where none are asked for
 _STEP_TOKENS = 512  # default budget of a step: every one of its tokens may be scored
 _LONG = 8192  # the same where each text has a memory of its own and its prompt is computed in one go
@@ -45,10 +48,14 @@ _TOGETHER = {
 
 
 def load_transformers(
-    config: EngineConfig, clock: Clock, why: str, refusal: ResourceError | None = None
+    config: EngineConfig,
+    clock: Clock,
+    why: str,
+    refusal: ResourceError | None = None,
+    device: torch.device = CPU,
 ) -> LoadedModel:
     """Load a model that our decoder does not take: `why`, in a few words. refusal: what is raised where it cannot be
-    placed either."""
+    placed either. device: where it will compute."""
     _check_options(config)
     read_given(config, None, WeightMap())
     folder = Path(config.model_path)
@@ -57,16 +64,19 @@ def load_transformers(
     if linked_files(folder) is not None:
         raise refusal or ModelError("GGUF files are for the families that Penstock describes", f"This model has {why}.")
     found = find(folder, raw, config.trust_remote_code)
-    available = available_bytes()
-    dtype, type_reason, room = _choose(config, found, available)
+    config, available = with_room(config, device)
+    dtype, type_reason, room = _choose(config, found, available, device)
     if room is not None and refusal is not None:
         try:
             require_accelerate()
         except EnvironmentFault:
             refusal.hint = f"{refusal.hint}; or pip install accelerate, and the rest stays on disk"
             raise refusal from None
-    model, places = make(found, dtype) if config.dummy_weights else load(found, dtype, room, config.offload_folder)
-    in_memory = places.get("cpu", 0)
+    if config.dummy_weights:
+        model, places = make(found, dtype, device)
+    else:
+        model, places = load(found, dtype, room, config.offload_folder, device)
+    in_memory = places.get(place_of(device), 0)
     kind = "random weights (--dummy-weights), " if config.dummy_weights else ""
     clock.done("load", f"{kind}{_where(places)}, {torch.get_num_threads()} threads")
 
@@ -75,14 +85,15 @@ def load_transformers(
     shape = replace(measured(found, model), eos_ids=read_eos_ids(folder, raw))
     runner: PagedTransformer | OwnMemory
     try:
-        runner = page(found, model, dtype)
+        runner = page(found, model, dtype, device)
         runner.config = replace(shape, kv_elements=runner.kv_elements, kv_vectors=runner.kv_vectors)
         kept = kv_dtype(config, dtype)
         clock.done("model", f"{found.name} {in_words}; our paged cache")
         limits, kv_text = _fit_paged(config, runner.config, dtype, in_memory, available)
+        kv_text += kv_in_words(config, device)
     except CannotReplace as error:
         refuse(config, f"this model keeps a memory of its own for each text ({error})")
-        runner = OwnMemory(model)
+        runner = OwnMemory(model, device)
         runner.config = shape
         kept = dtype
         text_bytes = runner.try_batches(shape.vocab_size, tolerance(dtype))
@@ -110,10 +121,15 @@ def _check_options(config: EngineConfig) -> None:
         raise UsageError("--rope-scaling is for the families that Penstock describes.", "", "Leave it out.")
 
 
-def _choose(config: EngineConfig, found: Found, available: int) -> tuple[torch.dtype, str, Room | None]:
+def _choose(
+    config: EngineConfig, found: Found, available: int, device: torch.device
+) -> tuple[torch.dtype, str, Room | None]:
     """The type to compute in, why, and the bytes that weights may take; None where there is room for all."""
     asked = "bfloat16" if config.quantize == "bf16" else config.dtype
-    dtype, reason = choose_dtype(asked, found.dtype, packed=False, quantized=False)
+    if device.type == "cpu":
+        dtype, reason = choose_dtype(asked, found.dtype, packed=False, quantized=False)
+    else:
+        dtype, reason = cuda.choose_dtype(asked, found.dtype)
     entries = {} if config.dummy_weights else read_checkpoint(found.folder)
     numbers = sum(prod(entry.shape) for entry in entries.values())
 
@@ -129,7 +145,9 @@ def _choose(config: EngineConfig, found: Found, available: int) -> tuple[torch.d
         dtype, reason = DTYPES[found.dtype], "as the checkpoint is, for want of memory"
     if numbers * dtype.itemsize <= room(dtype):
         return dtype, reason, None
-    return dtype, reason, {"cpu": room(dtype)}
+    if device.type == "cpu":
+        return dtype, reason, {"cpu": room(dtype)}
+    return dtype, reason, {device.index or 0: room(dtype), "cpu": int(available_bytes() * _HOST_SHARE)}
 
 
 def _where(places: dict[str, int]) -> str:
@@ -147,7 +165,6 @@ def _fit_paged(
     tokens, each = plan.num_blocks * plan.block_size, kv_bytes(shape, kv_dtype(config, dtype))
     return limits, (
         f"KV {tokens} tokens x {human(each)} = {human(plan.kv_bytes)} ({plan.reason}; --max-batch-total-tokens)"
-        f"{kv_in_words(config)}"
     )
 
 

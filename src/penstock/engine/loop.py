@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from penstock.devices.cuda import choose_device
 from penstock.engine import sampler
 from penstock.engine.block_pool import BlockPool
 from penstock.engine.config import EngineConfig
@@ -20,10 +21,11 @@ from penstock.engine.encoded_step import build_encoded_step
 from penstock.engine.grammar import Cursor, Grammars
 from penstock.engine.held import HeldRows
 from penstock.engine.images import Eyes, PromptImages
+from penstock.engine.kv_type import check_device
 from penstock.engine.limits import validate
 from penstock.engine.load import LoadedModel
 from penstock.engine.messages import Stage
-from penstock.engine.open import device_of, open_model
+from penstock.engine.open import open_model, runs_ahead
 from penstock.engine.output import EngineStats, FinishReason, SequenceOutput, StepOutput, Token
 from penstock.engine.prompt import Watch, is_broken, read_prompts, report
 from penstock.engine.request import EngineRequest
@@ -79,12 +81,13 @@ class EngineLoop:
     @classmethod
     def load(cls, config: EngineConfig, on_stage: Callable[[Stage], None] = lambda stage: None) -> EngineLoop:
         """Load a model onto its device and run one token through it. Raises PenstockError."""
-        device = device_of(config)
-        if device.type != "cpu":
+        device = choose_device(config.device)
+        check_device(config, device)
+        if device.type != "cpu" and runs_ahead(config):
             from penstock.engine.gpu import load_on_gpu
 
             return load_on_gpu(config, device, on_stage)
-        loop = cls(open_model(config, on_stage), config)
+        loop = cls(open_model(config, on_stage, device), config)
         since = time.perf_counter()
         loop.warm()
         on_stage(Stage("warm", "one token", time.perf_counter() - since))
@@ -207,13 +210,14 @@ class EngineLoop:
             else:
                 step = build_encoded_step(runs, self._pool.block_size)
             watch = Watch(step)
-            hidden = self._decoder.forward(step.inputs, self._cache, watch if watch else None)
+            inputs = step.inputs.to(self._decoder.device)
+            hidden = self._decoder.forward(inputs, self._cache, watch if watch else None)
             self.stats.forward_seconds = time.perf_counter() - since
             parts = read_prompts(step, hidden, self._decoder, watch)
             if step.ending:
                 ending = [run.sequence for run in step.ending]
                 last = hidden if len(ending) == len(hidden) else hidden[torch.tensor(step.ending_rows)]
-                logits = self._decoder.logits(last)
+                logits = self._decoder.logits(last).to("cpu")  # where such a loop chooses
             self._count(runs, len(ending), time.perf_counter() - since)
             outputs += [self._check_states(part) for part in parts]
             outputs += [self._end_prompt(run.sequence) for run in step.read]
@@ -294,7 +298,7 @@ class EngineLoop:
         tokens = sampler.choose(
             logits if len(free) == len(sequences) else logits[free], [sequences[i] for i in free], self._watermark
         )
-        moves = []
+        moves: list[tuple[Cursor, int]] = []
         for i, token in zip(free, tokens, strict=True):
             sequence = sequences[i]
             if isinstance(token, BrokenScores):
@@ -303,14 +307,18 @@ class EngineLoop:
             self._append(sequence, token, outputs[sequence])
             if sequence.cursor is not None and sequence.id in self._sequences:
                 moves.append((sequence.cursor, token.id))
+        for sequence in outputs if self._held else ():
+            self._held.drop(sequence)
+        self._follow(moves, outputs)
+        return list(outputs.values())
+
+    def _follow(self, moves: list[tuple[Cursor, int]], outputs: dict[Sequence, SequenceOutput]) -> None:
+        """Let grammars take the tokens that were chosen; what they force behind these joins the outputs."""
         self._grammars.move(moves)
         for sequence, output in outputs.items():
-            if self._held:
-                self._held.drop(sequence)
             cursor = sequence.cursor
             if cursor is not None and cursor.ready() and cursor.forced:
                 self._append_forced(sequence, cursor, output)
-        return list(outputs.values())
 
     def _append(self, sequence: Sequence, token: Token, output: SequenceOutput) -> None:
         """Append a token, and finish the sequence if it was the last."""

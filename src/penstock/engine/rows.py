@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
+from collections.abc import Sequence as Numbers
 from dataclasses import dataclass
 
 import torch
@@ -55,12 +56,17 @@ class DeviceRows:
 
     def __init__(self, count: int, width: int, block_size: int, device: torch.device) -> None:
         self.count, self.width, self.block_size, self.device = count, width, block_size, device
+        self.on_gpu = device.type != "cpu"
         self.tokens = torch.zeros(count + 1, dtype=torch.int64, device=device)
         self.tables = torch.zeros((count + 1, width), dtype=torch.int32, device=device)
         self._slots = torch.int64 if device.type == "cpu" else torch.int32
         self._numbers = torch.arange(count + 2, dtype=torch.int32, device=device)
         self._rows: dict[Sequence, _Row] = {}
         self._free = list(range(count - 1, -1, -1))
+
+    def send(self, numbers: Numbers[float], dtype: torch.dtype = torch.int64) -> Tensor:
+        """Numbers on the device, without waiting for it."""
+        return torch.tensor(numbers, dtype=dtype, pin_memory=self.on_gpu).to(self.device, non_blocking=True)
 
     def forget(self, sequence: Sequence) -> None:
         """Give the row of a sequence to others; one that has none is fine."""
@@ -113,7 +119,7 @@ class DeviceRows:
             blocks,
         )
         numbers = [n for part in parts for n in part]
-        host = torch.tensor(numbers, dtype=torch.int64, pin_memory=self.device.type != "cpu")
+        host = torch.tensor(numbers, dtype=torch.int64, pin_memory=self.on_gpu)
         width = -(-max(contexts) // self.block_size)
         return Packed(
             numbers=host,
@@ -154,10 +160,17 @@ class DeviceRows:
             self.tables.view(-1).index_copy_(0, at, blocks.int())
         return tuple(parts)
 
-    def decoding(self, ids: Tensor, index: Tensor, contexts: Tensor) -> StepInputs:
+    def decoding(
+        self,
+        ids: Tensor,
+        index: Tensor,
+        contexts: Tensor,
+        alone: bool = False,
+        adapters: RowAdapters | None = None,
+    ) -> StepInputs:
         """The inputs of runs of one token each, all of them wanted, for any contexts: this is captured.
 
-        ids, index (of rows), contexts: [n]; a context of 0 is padding.
+        ids, index (of rows), contexts: [n]; a context of 0 is padding; alone, adapters: as of `mixed`.
         """
         n = len(ids)
         positions = (contexts - 1).clamp_min(0)
@@ -169,7 +182,8 @@ class DeviceRows:
             positions=positions,
             spans=None,
             slots=torch.where(contexts > 0, slots, -1).int(),
-            groups=self._groups(self._batch(self._numbers[: n + 1], contexts, tables, n, 1)),
+            groups=self._groups(self._batch(self._numbers[: n + 1], contexts, tables, n, 1, alone)),
+            adapters=adapters,
         )
 
     def mixed(
@@ -202,7 +216,7 @@ class DeviceRows:
             ids=torch.where(ids < 0, self.tokens[index][run], ids),
             positions=positions,
             spans=torch.maximum(spans[run], positions + 1) if len(spans) else None,
-            slots=slots.to(self._slots),
+            slots=slots.to(torch.int32 if alone else self._slots),  # as in `decoding`, so that it may be either
             groups=self._groups(*batches),
             wanted=wanted,
             adapters=adapters,
@@ -211,7 +225,7 @@ class DeviceRows:
     def _groups(self, *batches: PagedBatch) -> list[RunGroup] | list[PagedBatch]:
         if self.device.type != "cpu":
             return list(batches)
-        return [group for batch in batches for group in batch.groups()]
+        return [group for batch in batches for group in batch.groups(self.block_size)]
 
     def _batch(
         self, q_starts: Tensor, contexts: Tensor, tables: Tensor, rows: int, longest: int, alone: bool = False

@@ -3,23 +3,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+import time
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from penstock.engine.chooser import PATIENCE, Chooser
 from penstock.engine.graphs import DecodeGraphs
 from penstock.engine.output import SequenceOutput
 from penstock.engine.prompt import Watch, read_prompts
 from penstock.engine.rows import DeviceRows
-from penstock.engine.sampler import draw_rule
 from penstock.engine.scheduler import Run
 from penstock.engine.sequence import Sequence
 from penstock.engine.step import Step, row_adapters
-from penstock.kernels.sampling import DrawRule, draw, largest
+from penstock.kernels.sampling import largest
 from penstock.models.decoder import Decoder
 from penstock.models.inputs import KVCache
+from penstock.models.lora import Adapter, RowAdapters
 
 
 @dataclass(eq=False)
@@ -62,12 +63,18 @@ class Runner:
         self.decoder, self.cache, self.device = decoder, cache, decoder.device
         self.on_gpu = self.device.type != "cpu"
         self.rows = DeviceRows(rows, -(-positions // block_size), block_size, self.device)
+        self.chooser = Chooser(self.rows, decoder.config.vocab_size)
         self._with_spans = decoder.config.span_rope is not None
-        capturable = self.on_gpu and decoder.config.experts is None and not self._with_spans
+        capturable = self.on_gpu and decoder.flows and not self._with_spans  # with spans, angles are asked for
         self.graphs = DecodeGraphs(self._decode, self.rows, sizes if capturable else ())
 
-    def launch(self, runs: list[Run], near: Set[Sequence], running: list[Sequence]) -> Flight:
-        """Send a step on its way. near: sequences that reach their end and whose token the device may choose."""
+    def forget(self, sequence: Sequence) -> None:
+        """Keep nothing of a sequence any longer."""
+        self.rows.forget(sequence)
+        self.chooser.forget(sequence)
+
+    def launch(self, runs: list[Run], running: list[Sequence]) -> Flight:
+        """Send a step on its way. running: sequences that keep their rows when there are too few."""
         began = self._mark()
         runs = sorted(runs, key=lambda run: run.length > 1)
         lasts, row = [], -1
@@ -81,11 +88,15 @@ class Runner:
         reading = any(run.sequence.reads_prompt for run in runs)
         parts: list[SequenceOutput] = []
         adapters = row_adapters(runs, self.device)
-        usual = single and not reading and not alone and adapters is None
-        size = self.graphs.size_for(len(runs)) if usual else None
-        if size is not None:
+        captured = None
+        if single and not reading and (adapters is None or adapters.owners is None):
+            adapter = None if adapters is None else adapters.adapters[0]
+            if adapter is None or not (alone or adapter.routes):
+                captured = self.graphs.find(len(runs), alone, adapter)
+        if captured is not None:
             places = ends
-            logits, values, ids = self.graphs.replay(size, self.rows.pack(runs, running, padded=size))
+            packed = self.rows.pack(runs, running, padded=captured.size)
+            logits, values, ids = self.graphs.replay(captured, packed)
         else:
             whole = reading or len(ends) == lasts[-1] + 1
             packed = self.rows.pack(runs, running, None if whole else [(lasts[i], i) for i in ends], self._with_spans)
@@ -101,30 +112,40 @@ class Runner:
                 return Flight(runs, read, [], [], None, None, parts, began, self._mark())
             index = received[1]
             if len(ends) < len(hidden):
-                hidden = hidden[self._sent(places)]
+                hidden = hidden[self.rows.send(places)]
             if len(ends) < len(runs):
-                index = index[self._sent(ends)]
+                index = index[self.rows.send(ends)]
             logits, values, ids = self._best(self.decoder.logits(hidden), index)
             places = list(range(len(ends)))
-        sequences = [runs[i].sequence for i in ends]
-        chosen = [(s, place) for s, place in zip(sequences, places, strict=True) if s in near]
-        left = [(s, place) for s, place in zip(sequences, places, strict=True) if s not in near]
-        values, ids = self._choose(logits, values, ids, chosen)
+        chosen: list[tuple[Sequence, int]] = []
+        left: list[tuple[Sequence, int]] = []
+        # what a grammar allows may still be on its way while the device computes the scores; nobody waits twice
+        patience = time.perf_counter() + PATIENCE
+        for i, place in zip(ends, places, strict=True):
+            s = runs[i].sequence
+            here = not self._with_spans and self.chooser.takes(s, max(0.0, patience - time.perf_counter()))
+            (chosen if here else left).append((s, place))
+        values, ids = self.chooser.choose(logits, values, ids, chosen)
         return Flight(
             runs,
             read,
             chosen,
             [s for s, _place in left],
             self._home(torch.stack((ids.double(), values.double()))) if chosen else None,
-            self._home(logits[self._sent([place for _s, place in left])]) if left else None,
+            self._home(logits[self.rows.send([place for _s, place in left])]) if left else None,
             parts,
             began,
             self._mark(),
         )
 
-    def _decode(self, ids: Tensor, index: Tensor, contexts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The step of decoding that is captured. ids, index (of rows), contexts: [n]."""
-        inputs = self.rows.decoding(ids, index, contexts)
+    def _decode(
+        self, ids: Tensor, index: Tensor, contexts: Tensor, alone: bool, adapter: Adapter | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The step of decoding that is captured. ids, index (of rows), contexts: [n]; alone: of a deterministic
+        sequence; adapter: of all of them."""
+        inputs = self.rows.decoding(
+            ids, index, contexts, alone, None if adapter is None else RowAdapters((adapter,), None)
+        )
         return self._best(self.decoder.logits(self.decoder.forward(inputs, self.cache)), index)
 
     def _best(self, logits: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -132,50 +153,6 @@ class Runner:
         values, ids = largest(logits)
         self.rows.tokens.index_copy_(0, index, ids)
         return logits, values.float(), ids
-
-    def _choose(
-        self, logits: Tensor, values: Tensor, ids: Tensor, near: list[tuple[Sequence, int]]
-    ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities where they are asked for, and draws in place of the likeliest tokens.
-
-        logits: [n, vocab]; values, ids: [n]; near: sequences and their places -> values, ids.
-        """
-        told = [place for s, place in near if s.request.logprobs and not s.request.sampling.draws]
-        drawn = [(s, place) for s, place in near if s.request.sampling.draws]
-        if told:
-            at = self._sent(told)
-            values = values.index_copy(0, at, chosen_logprobs(logits[at], ids[at]))
-        if drawn:
-            at = self._sent([place for _s, place in drawn])
-            tokens, logprobs = self._draw(logits[at], [draw_rule(s) for s, _place in drawn])
-            values, ids = values.index_copy(0, at, logprobs), ids.index_copy(0, at, tokens)
-            rows = self._sent([self.rows.index_of(s) for s, _place in drawn])
-            self.rows.tokens.index_copy_(0, rows, tokens)
-        return values, ids
-
-    def _draw(self, scores: Tensor, rules: list[DrawRule]) -> tuple[Tensor, Tensor]:
-        """A token of each row and its log-probability. scores: [n, vocab]"""
-        if not self.on_gpu:
-            return draw(scores.float(), rules)
-        from penstock.kernels.triton import sampler
-
-        table = torch.tensor([tuple(rule) for rule in rules], dtype=torch.float64, pin_memory=True)
-        temperature, top_p, min_p, top_k, at = table.to(self.device, non_blocking=True).unbind(1)
-        return sampler.draw(
-            scores,
-            sampler.SamplerRules(
-                temperature=temperature.float(),
-                top_k=top_k.int(),
-                top_p=top_p.float(),
-                typical_p=torch.ones_like(top_p, dtype=torch.float32),
-                min_p=min_p.float(),
-                at=at.contiguous(),
-            ),
-        )
-
-    def _sent(self, numbers: list[int]) -> Tensor:
-        """Numbers on the device, int64."""
-        return torch.tensor(numbers, dtype=torch.int64, pin_memory=self.on_gpu).to(self.device, non_blocking=True)
 
     def _home(self, x: Tensor) -> Tensor:
         """x on the host, once the step is done. Its memory is fresh: what was sent before may be read still."""
@@ -190,14 +167,3 @@ class Runner:
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
-
-
-def chosen_logprobs(logits: Tensor, ids: Tensor) -> Tensor:
-    """Log-probabilities of one token of each row. logits: [n, vocab]; ids: [n] -> [n] float32."""
-    if logits.is_cuda:
-        from penstock.kernels.triton import penalties
-
-        return penalties.chosen_logprobs(logits, ids)
-    scores = logits.float()
-    logprobs = scores - torch.logsumexp(scores, dim=-1, keepdim=True)
-    return logprobs.gather(1, ids.unsqueeze(1)).squeeze(1)

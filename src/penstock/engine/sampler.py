@@ -213,8 +213,12 @@ def _penalty(sequence: Sequence) -> Penalty | None:
         return None
     sequence.tally = sequence.tally or Tally()
     sequence.tally.follow(sequence.text_ids, sequence.given - sequence.encoded)
-    repetition = min(max(s.repetition_penalty, 1 / _HUGE), _HUGE)
-    return Penalty(sequence.tally, repetition, s.frequency_penalty, s.count_penalty, s.presence_penalty)
+    return Penalty(sequence.tally, repetition_of(s), s.frequency_penalty, s.count_penalty, s.presence_penalty)
+
+
+def repetition_of(sampling: Sampling) -> float:
+    """The repetition penalty, within what float32 can multiply and divide by."""
+    return min(max(sampling.repetition_penalty, 1 / _HUGE), _HUGE)
 
 
 def _sharpen(row: Tensor, sampling: Sampling) -> None:

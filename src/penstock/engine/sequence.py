@@ -147,7 +147,7 @@ class Sequence:
     def withheld(self) -> list[int]:
         """Tokens that must not come next, if anything else can: an end before the least length, and, where the end of
         sequence is ignored, the one that a grammar offers."""
-        if self.generated < self.request.min_new_tokens:
+        if self.generated + self.ahead < self.request.min_new_tokens:
             return list(self.ends if self.cursor is None else self.ends | self.cursor.ends)
         return self.cursor.withheld if self.cursor is not None and self.request.ignore_eos else _NOTHING
 

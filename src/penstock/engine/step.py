@@ -129,7 +129,8 @@ def row_adapters(runs: list[Run], device: torch.device | None = None) -> RowAdap
         adapter = run.sequence.adapter
         owner = -1 if adapter is None else places.setdefault(adapter.weights, len(places))
         owners += [owner] * run.length
-    return RowAdapters(tuple(places), torch.tensor(owners, device=device))
+    whole = len(places) == 1 and -1 not in owners
+    return RowAdapters(tuple(places), None if whole else torch.tensor(owners, device=device))
 
 
 class Piece(NamedTuple):

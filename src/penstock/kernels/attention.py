@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -41,11 +40,27 @@ class RunGroup:
     blocks: Tensor
     # the mask of the last slice of queries, for each window and chunk: the layers of a step share it
     masks: dict[tuple[int | None, int | None], tuple[int, Tensor | None]] = field(default_factory=dict)
+    _there: PagedBatch | None = None
 
     @cached_property
     def ends(self) -> Tensor:
         """contexts as a tensor [batch]."""
         return torch.tensor(self.contexts)
+
+    def on(self, device: torch.device, block_size: int) -> PagedBatch:
+        """The same runs as a GPU takes them; the layers of a step share it."""
+        if self._there is None:
+            starts = self.start + torch.arange(self.batch + 1) * self.length
+            self._there = PagedBatch(
+                q_starts=starts.to(device, torch.int32),
+                contexts=self.ends.to(device, torch.int32),
+                block_table=self.blocks.to(device, torch.int32),
+                rows=self.batch * self.length,
+                max_length=self.length,
+                max_context=self.blocks.shape[1] * block_size,
+                fixed_splits=True,
+            )
+        return self._there
 
     @property
     def batch(self) -> int:
@@ -76,11 +91,11 @@ class PagedBatch:
     max_context: int
     fixed_splits: bool = False
 
-    def groups(self) -> list[RunGroup]:
-        """The same runs as a processor takes them, each by itself."""
+    def groups(self, block_size: int) -> list[RunGroup]:
+        """The same runs as a processor takes them, each by itself, and with no more blocks than it has tokens in."""
         starts, contexts = self.q_starts.tolist(), self.contexts.tolist()
         return [
-            RunGroup(start, stop - start, [context], blocks.unsqueeze(0).long())
+            RunGroup(start, stop - start, [context], blocks[: -(-context // block_size)].unsqueeze(0).long())
             for start, stop, context, blocks in zip(starts, starts[1:], contexts, self.block_table, strict=False)
             if stop > start and context > 0
         ]
@@ -165,7 +180,7 @@ def paged_attention(
 ) -> Tensor:
     """Softmax attention of each run over its own cached tokens. q: [T, heads, dim] -> [T, heads * dim].
 
-    groups: runs of a processor, or of a GPU.
+    groups: runs as a processor has them, or a GPU.
 
     The run's own keys and values are in the cache already. window: how many tokens back a query sees, itself included.
     softcap: scores become softcap * tanh(score / softcap). chunk: a query sees only keys of its own stretch of so many
@@ -176,7 +191,7 @@ def paged_attention(
     if q.is_cuda:
         from penstock.kernels.triton import attention
 
-        batches = cast(Sequence[PagedBatch], groups)
+        batches = [g if isinstance(g, PagedBatch) else g.on(q.device, k_cache.shape[2]) for g in groups]
         scales = {"k_scale": k_scale, "v_scale": v_scale}
         return attention.paged_attention(
             q, k_cache, v_cache, batches, scale, window, softcap=softcap, chunk=chunk, alibi=alibi, **scales
@@ -185,7 +200,7 @@ def paged_attention(
         k_cache, v_cache = _widened(k_cache, q.dtype, k_scale), _widened(v_cache, q.dtype, v_scale)
     out = torch.zeros_like(q) if any(isinstance(group, PagedBatch) for group in groups) else torch.empty_like(q)
     compiled = native.can_attend(q, k_cache)
-    for group in chain.from_iterable(g.groups() if isinstance(g, PagedBatch) else (g,) for g in groups):
+    for group in chain.from_iterable(g.groups(k_cache.shape[2]) if isinstance(g, PagedBatch) else (g,) for g in groups):
         whole = group.start == 0 and group.end == len(q)
         rows, result = (q, out) if whole else (q[group.start : group.end], out[group.start : group.end])
         if compiled:
@@ -223,9 +238,8 @@ def attend_gathered(q: Tensor, out: Tensor, k_cache: Tensor, v_cache: Tensor, gr
     kv_heads, block_size, dim = *k_cache.shape[1:3], q.shape[2]
     batch, length, longest, repeats = group.batch, group.length, max(group.contexts), q.shape[1] // kv_heads
     shape = (kv_heads, batch, group.blocks.shape[1] * block_size, dim)
-    k, v = (
-        _gathered(cache, group.blocks, q.dtype).permute(2, 0, 1, 3, 4).reshape(shape) for cache in (k_cache, v_cache)
-    )
+    blocks = group.blocks.to(q.device)
+    k, v = (_gathered(cache, blocks, q.dtype).permute(2, 0, 1, 3, 4).reshape(shape) for cache in (k_cache, v_cache))
     queries = q.view(batch, length, kv_heads, repeats, dim)
     mixed = out.view(batch, length, kv_heads, repeats, dim)
     step = max(1, min(SLICE, SCORES // (q.shape[1] * batch * shape[2])))
@@ -244,7 +258,7 @@ def attend_gathered(q: Tensor, out: Tensor, k_cache: Tensor, v_cache: Tensor, gr
         if rule.relative is not None:
             far = _distances(group, first, stop, width).clamp_(0, rule.relative.shape[1] - 1)
             by_query.add_(rule.relative[:, far.to(q.device)].unflatten(0, (kv_heads, repeats)).transpose(1, 2))
-        mask = _mask(group, rule, first, stop, width, q.dtype)
+        mask = _mask(group, rule, first, stop, width, q)
         if mask is not None:
             by_query.add_(mask)
         part = torch.matmul(torch.softmax(scores, dim=-1), v[:, :, :width])  # softmax sums in float32
@@ -269,10 +283,10 @@ def _distances(group: RunGroup, first: int, stop: int, width: int) -> Tensor:
     return (before + torch.arange(first, stop)).unsqueeze(2) - torch.arange(width)
 
 
-def _mask(group: RunGroup, rule: Rule, first: int, stop: int, width: int, dtype: torch.dtype) -> Tensor | None:
+def _mask(group: RunGroup, rule: Rule, first: int, stop: int, width: int, like: Tensor) -> Tensor | None:
     """What to add to the scores of queries first..stop: 0 for a key that is seen, -inf for others, None if all are.
 
-    [batch, 1, stop - first, width]
+    [batch, 1, stop - first, width], of the type of `like` and beside it.
     """
     window, chunk = rule.window, rule.chunk
     known = group.masks.get((window, chunk))
@@ -287,7 +301,8 @@ def _mask(group: RunGroup, rule: Rule, first: int, stop: int, width: int, dtype:
             hidden |= behind >= window
         if chunk is not None:
             hidden |= key < (behind + key) // chunk * chunk
-        mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, float("-inf")).unsqueeze(1)
+        mask = torch.zeros(hidden.shape, dtype=like.dtype).masked_fill_(hidden, float("-inf")).unsqueeze(1)
+        mask = mask.to(like.device)
     group.masks[window, chunk] = (first, mask)
     return mask
 

@@ -123,7 +123,8 @@ _RESTRICT = _by_type("restrict")
 def can_attend(q: Tensor, cache: Tensor) -> bool:
     """Whether `attend` takes these: a type and a head size that the kernels know, laid out densely."""
     return (
-        (q.dtype, cache.dtype) in _SHORT_RUNS
+        q.device.type == "cpu"
+        and (q.dtype, cache.dtype) in _SHORT_RUNS
         and q.shape[-1] <= MAX_HEAD_DIM
         and q.is_contiguous()
         and cache.is_contiguous()
@@ -173,7 +174,8 @@ def can_rotate(q: Tensor, cos: Tensor, cache: Tensor) -> bool:
     """Whether `rotate_into` takes these: one type that the kernels know, heads that lie together."""
     dim = q.shape[-1]
     return (
-        (q.dtype, cache.dtype) in _ROTARY
+        q.device.type == "cpu"
+        and (q.dtype, cache.dtype) in _ROTARY
         and q.dtype == cos.dtype
         and dim == cos.shape[-1] <= MAX_HEAD_DIM
         and dim % 2 == 0

@@ -34,23 +34,12 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     return F.layer_norm(x, (x.shape[-1],), weight, bias, eps)
 
 
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """rms_norm(x + residual), and the sum, both of x's shape [T, n]."""
-    if x.is_cuda:
-        from penstock.kernels.triton import norms
-
-        normed, total, _scales = norms.norm(x, "rms", weight, eps=eps, residual=residual)
-        return normed, cast(Tensor, total)
-    total = x + residual
-    return rms_norm(total, weight, eps), total
-
-
 def quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Each row [T, n] to 8 bits (a float8 type or int8), its largest to the largest there is. -> [T, n], scales [T]."""
     if x.is_cuda:
         from penstock.kernels.triton import norms
 
-        values, _total, scales = norms.norm(x, "none", narrow=dtype)
+        values, scales = norms.norm(x, "none", narrow=dtype)
         return values, cast(Tensor, scales)
     limit = 127.0 if dtype == torch.int8 else torch.finfo(dtype).max
     wide = x.float()

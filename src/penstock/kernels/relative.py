@@ -88,11 +88,12 @@ def attend_within(q: Tensor, k: Tensor, v: Tensor, texts: list[TextGroup], bias:
         windows = bias[:, middle - n + 1 : middle + n].unfold(1, n, 1)  # [heads, n, n]
         queries = queries.flip(2)
         for first in range(0, n, SLICE):
+            added = windows[:, first : first + SLICE].unsqueeze(0)
             part = F.scaled_dot_product_attention(
                 queries[:, :, first : first + SLICE],
                 keys,
                 values,
-                attn_mask=windows[:, first : first + SLICE].unsqueeze(0),
+                attn_mask=added.contiguous() if q.is_cuda else added,  # kernels there want rows that are aligned
                 scale=1.0,
             )
             stop = n - first

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -98,16 +98,15 @@ def draw(scores: Tensor, rules: Sequence[DrawRule]) -> tuple[Tensor, Tensor]:
 def _draw_on_device(scores: Tensor, rules: Sequence[DrawRule]) -> tuple[Tensor, Tensor]:
     from penstock.kernels.triton import sampler
 
-    def column(values: Iterable[float], dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.tensor(list(values), dtype=dtype).to(scores.device, non_blocking=True)
-
+    table = _sent(torch.tensor([tuple(rule) for rule in rules], dtype=torch.float64), scores.device)
+    temperature, top_p, min_p, top_k, at = table.unbind(1)
     given = sampler.SamplerRules(
-        temperature=column(rule.temperature for rule in rules),
-        top_k=column((rule.top_k for rule in rules), torch.int32),
-        top_p=column(rule.top_p for rule in rules),
-        typical_p=column(1.0 for _rule in rules),
-        min_p=column(rule.min_p for rule in rules),
-        at=column((rule.at for rule in rules), torch.float64),
+        temperature=temperature.float(),
+        top_k=top_k.int(),
+        top_p=top_p.float(),
+        typical_p=torch.ones_like(top_p, dtype=torch.float32),
+        min_p=min_p.float(),
+        at=at.contiguous(),
     )
     return sampler.draw(scores, given)
 
@@ -122,7 +121,14 @@ def _restrict_on_device(scores: Tensor, masks: Sequence[Mask | None], withheld: 
         places = torch.full((len(bits),), -1, dtype=torch.int32)
         places[told] = torch.arange(len(told), dtype=torch.int32)
         given = torch.from_numpy(np.stack([mask.view(np.int32) for mask in bits if mask is not None]))
-        penalties.restrict_bits(scores, given.to(scores.device), places.to(scores.device))
+        penalties.restrict_bits(scores, _sent(given, scores.device), _sent(places, scores.device))
+
+
+def _sent(numbers: Tensor, device: torch.device) -> Tensor:
+    """Numbers of the host on a device. From pinned memory nobody waits for the device to come to it."""
+    if device.type == "cpu":
+        return numbers
+    return numbers.pin_memory().to(device, non_blocking=True)
 
 
 def allowed_bits(mask: Mask | None, withheld: Sequence[int], vocab: int) -> NDArray[np.uint32] | None:

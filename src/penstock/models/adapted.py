@@ -68,12 +68,14 @@ def _mlp(mlp: Mlp, wrap: _Wrap) -> Mlp:
     if isinstance(mlp, PlainMlp):
         return replace(mlp, up=wrap.linear("up", mlp.up), down=wrap.linear("down", mlp.down))
     if isinstance(mlp, Experts):
-        kind = Experts if not wrap.rows.touch(wrap.layer, "experts.") else partial(AdaptedExperts, wrap=wrap)
+        touched = wrap.rows.touch(wrap.layer, "experts.")
+        kind = partial(AdaptedExperts, wrap=wrap) if touched else Experts
         return kind(
             config=mlp.config,
             router=wrap.linear("router", mlp.router),
             correction=mlp.correction,
             experts=mlp.experts,
+            stacked=None if touched else mlp.stacked,  # which rows an expert gets is then asked for
             shared=None if mlp.shared is None else _mlp(mlp.shared, replace(wrap, prefix="shared.")),
             shared_gate=None if mlp.shared_gate is None else wrap.linear("shared_gate", mlp.shared_gate),
         )

@@ -13,6 +13,7 @@ from penstock.hub.checkpoint import TensorEntry
 from penstock.kernels.rotary import RopeConfig, Rotary
 from penstock.models.adapted import adapted
 from penstock.models.config import DecoderConfig, WeightMap
+from penstock.models.experts import Experts
 from penstock.models.fused import fused
 from penstock.models.inputs import KVCache, StepInputs, cache_on, empty_cache
 from penstock.models.mlp import Mlp
@@ -59,6 +60,13 @@ class Decoder:
         if self.device.type != "cpu" or dtype not in (self.dtype, torch.int8):
             return cache_on(self.device, self.config.num_layers, shape, dtype)
         return empty_cache(self.config.num_layers, shape, dtype)
+
+    @property
+    def flows(self) -> bool:
+        """Whether a step of decoding never asks the host: a mixture of experts does where its matrices are not stacked,
+        as in float32."""
+        mixtures = [layer.mlp for layer in self.weights.layers if isinstance(layer.mlp, Experts)]
+        return all(mixture.stacked is not None for mixture in mixtures)
 
     @property
     def span_rope(self) -> RopeConfig | None:

@@ -1,33 +1,72 @@
-"""A mixture of experts: each token goes through the few MLPs that a router chooses (Shazeer et al. 2017)."""
+"""A mixture of experts: each token goes through the few MLPs that a router chooses (Shazeer et al. 2017).
+
+Which experts a step needs only the router knows. Where that is in a GPU's memory, asking would stop the step; steps of
+not too many rows therefore multiply there by launches that are the same whatever it says.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from penstock.formats.dense import Linear
+from penstock.formats.dense import GatedPanels, Linear, Panels
+from penstock.kernels.products import Packed
 from penstock.models.config import ExpertsConfig
-from penstock.models.mlp import Mlp
+from penstock.models.mlp import GatedMlp, Mlp
+
+if TYPE_CHECKING:
+    from penstock.kernels.triton.experts import StackedMatrices
+
+
+@dataclass(frozen=True)
+class StackedExperts:
+    """The matrices of all experts of a layer, for launches that do not depend on the router."""
+
+    gate_up: StackedMatrices
+    down: StackedMatrices
+
+    def takes(self, rows: int) -> bool:
+        from penstock.kernels.triton.experts import ROWS
+
+        return rows <= ROWS
+
+    def __call__(self, x: Tensor, chosen: Tensor, weights: Tensor, weighs_input: bool, residual: Tensor) -> Tensor:
+        """residual + what the experts make of each row. x, residual: [T, hidden]; chosen, weights: [T, top_k]."""
+        from penstock.kernels.triton.experts import expert_products
+
+        weights = weights.to(x.dtype)
+        if weighs_input:
+            x = (x.unsqueeze(1) * weights.unsqueeze(2)).flatten(0, 1)
+            weights = torch.ones_like(weights)
+        y = expert_products(self.down, expert_products(self.gate_up, x, chosen), chosen)
+        y = y.view(*chosen.shape, -1)
+        return torch.baddbmm(residual.unsqueeze(1), weights.unsqueeze(1), y).squeeze(1)
 
 
 @dataclass(frozen=True)
 class Experts:
     """router: to a score for each expert. correction: [experts] added to the scores for the choice alone, or None.
 
-    shared: an MLP for every token, or None; shared_gate: to one number, or None.
+    stacked: the experts again, on a GPU and where they are alike, else None. shared: an MLP for every token, or None;
+    shared_gate: to one number, or None.
     """
 
     config: ExpertsConfig
     router: Linear
     correction: Tensor | None
     experts: list[Mlp]
+    stacked: StackedExperts | None
     shared: Mlp | None
     shared_gate: Linear | None
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         chosen, weights = route(self.router(x), self.config, self.correction)
+        if self.stacked is not None and self.stacked.takes(len(x)):
+            before = torch.zeros_like(x) if residual is None else residual
+            return self._shared(x, self.stacked(x, chosen, weights, self.config.weighs_input, before))
         out = torch.zeros_like(x) if residual is None else residual.clone()
         for expert in chosen.unique().tolist():
             rows, places = (chosen == expert).nonzero(as_tuple=True)
@@ -36,6 +75,10 @@ class Experts:
                 out.index_add_(0, rows, self.expert(expert, rows)(x[rows] * weight))
             else:
                 out.index_add_(0, rows, self.expert(expert, rows)(x[rows]) * weight)
+        return self._shared(x, out)
+
+    def _shared(self, x: Tensor, out: Tensor) -> Tensor:
+        """`out`, and what every token gets besides."""
         if self.shared is None:
             return out
         if self.shared_gate is None:
@@ -45,6 +88,29 @@ class Experts:
     def expert(self, number: int, rows: Tensor) -> Mlp:
         """One of the experts, as some rows of a batch meet it."""
         return self.experts[number]
+
+
+def stack(experts: list[Mlp]) -> tuple[StackedExperts | None, list[Mlp]]:
+    """Put experts that lie on a GPU behind each other. Returns None for others, and the experts as they then are."""
+    gates, downs = [], []
+    for mlp in experts:
+        if not (isinstance(mlp, GatedMlp) and isinstance(mlp.gate_up, GatedPanels) and isinstance(mlp.down, Panels)):
+            return None, experts
+        if isinstance(mlp.gate_up.packed, Packed) or isinstance(mlp.down.packed, Packed):
+            return None, experts
+        gates.append(mlp.gate_up.packed)
+        downs.append(mlp.down.packed)
+    from penstock.kernels.triton import experts as triton
+
+    gate_up, down = triton.stack(gates), triton.stack(downs)
+    if gate_up is None or down is None:
+        return None, experts
+    parts: list[Mlp] = [
+        GatedMlp(replace(mlp.gate_up, packed=first), replace(mlp.down, packed=second))
+        for mlp, first, second in zip(experts, gate_up[1], down[1], strict=True)
+        if isinstance(mlp, GatedMlp) and isinstance(mlp.gate_up, GatedPanels) and isinstance(mlp.down, Panels)
+    ]
+    return StackedExperts(gate_up[0], down[0]), parts
 
 
 def route(scores: Tensor, config: ExpertsConfig, correction: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import torch
@@ -85,3 +85,33 @@ class StepInputs:
     encoder: EncoderInputs | None = None
     axes: Tensor | None = None
     images: ImageRows | None = None
+
+    def to(self, device: torch.device) -> StepInputs:
+        """The same on a device. The groups of runs stay as they are: who computes there asks them for what it needs."""
+        if device.type == "cpu":
+            return self
+
+        def sent(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.to(device)
+
+        wanted, adapters, texts, images = self.wanted, self.adapters, self.encoder, self.images
+        if wanted is not None:
+            wanted = replace(wanted, rows=wanted.rows.to(device))
+        if adapters is not None:
+            adapters = replace(adapters, owners=sent(adapters.owners))
+        if texts is not None:
+            texts = replace(texts, ids=texts.ids.to(device), slots=sent(texts.slots))
+        if images is not None:
+            images = ImageRows(images.rows.to(device), images.features.to(device))
+        return replace(
+            self,
+            ids=self.ids.to(device),
+            positions=self.positions.to(device),
+            spans=sent(self.spans),
+            slots=self.slots.to(device, torch.int32),
+            wanted=wanted,
+            adapters=adapters,
+            encoder=texts,
+            axes=sent(self.axes),
+            images=images,
+        )

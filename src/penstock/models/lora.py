@@ -42,6 +42,11 @@ class Adapter:
         )
 
     @cached_property
+    def routes(self) -> bool:
+        """Whether it has terms for single experts of a mixture: which rows these are for only the router knows."""
+        return any(slot.startswith("experts.") for layer in self.layers for slot in layer)
+
+    @cached_property
     def nbytes(self) -> int:
         return sum(term.a.nbytes + term.b.nbytes for layer in self.layers for term in layer.values())
 
@@ -50,15 +55,16 @@ class Adapter:
 class RowAdapters:
     """Which adapter each row of a batch goes through.
 
-    owners: [T] int64, the place of its adapter in `adapters`, -1 for a row without one.
+    owners: [T] int64, the place of its adapter in `adapters`, -1 for a row without one; None where all rows go through
+    the one adapter, so that nothing about them need be asked.
     """
 
     adapters: tuple[Adapter, ...]
-    owners: Tensor
+    owners: Tensor | None
 
     def of(self, rows: Tensor) -> RowAdapters:
         """The same for some of the rows. rows: [n] int64"""
-        return RowAdapters(self.adapters, self.owners[rows])
+        return self if self.owners is None else RowAdapters(self.adapters, self.owners[rows])
 
     def terms(self, layer: int, slot: str) -> Terms:
         """What is added in one place: each term with the rows that it is for."""
@@ -69,12 +75,14 @@ class RowAdapters:
         return any(slot.startswith(prefix) for adapter in self.adapters for slot in adapter.layers[layer])
 
     @cached_property
-    def _groups(self) -> list[tuple[Adapter, Tensor]]:
+    def _groups(self) -> list[tuple[Adapter, Tensor | None]]:
+        if self.owners is None:
+            return [(adapter, None) for adapter in self.adapters]
         found = [(a, (self.owners == i).nonzero().view(-1)) for i, a in enumerate(self.adapters)]
         return [(adapter, rows) for adapter, rows in found if len(rows)]
 
 
-Terms = list[tuple[LowRank, Tensor]]  # with the rows that each is for, [n] int64
+Terms = list[tuple[LowRank, Tensor | None]]  # with the rows that each is for, [n] int64, None for all
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,7 @@ class AdaptedLinear:
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         y = self.base(x, residual)
         for term, rows in self.terms:
-            if len(rows) == len(x):
+            if rows is None or len(rows) == len(x):
                 y += term(x)
             else:
                 y.index_add_(0, rows, term(x[rows]))
@@ -110,12 +118,13 @@ class AdaptedGated:
         return self.base.activation
 
     def __call__(self, x: Tensor) -> Tensor:
-        touched = torch.cat([rows for _, rows in self.terms])
-        if len(touched) == len(x):
+        given = [rows for _, rows in self.terms if rows is not None]
+        if len(given) < len(self.terms) or sum(map(len, given)) == len(x):
             return self._opened(x)
+        touched = torch.cat(given)
         others = torch.ones(len(x), dtype=torch.bool, device=x.device).index_fill_(0, touched, False).nonzero().view(-1)
-        places = torch.arange(len(touched), device=x.device).split([len(rows) for _, rows in self.terms])
-        among = [(term, rows) for (term, _), rows in zip(self.terms, places, strict=True)]
+        places = torch.arange(len(touched), device=x.device).split([len(rows) for rows in given])
+        among: Terms = [(term, rows) for (term, _), rows in zip(self.terms, places, strict=True)]
         y = x.new_empty(len(x), self.terms[0][0].b.shape[0] // 2)
         y[others] = self.base(x[others])
         y[touched] = AdaptedGated(self.base, among)._opened(x[touched])
@@ -124,9 +133,12 @@ class AdaptedGated:
     def halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = self.base.halves(x)
         for term, rows in self.terms:
-            to_gate, to_up = term(x[rows]).chunk(2, dim=1)
-            gate.index_add_(0, rows, to_gate)
-            up.index_add_(0, rows, to_up)
+            to_gate, to_up = term(x if rows is None else x[rows]).chunk(2, dim=1)
+            for half, added in ((gate, to_gate), (up, to_up)):
+                if rows is None:
+                    half += added
+                else:
+                    half.index_add_(0, rows, added)
         return gate, up
 
     def _opened(self, x: Tensor) -> Tensor:

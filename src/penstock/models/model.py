@@ -16,6 +16,11 @@ class Model(Protocol):
     """A model that computes steps over a cache of blocks."""
 
     @property
+    def device(self) -> torch.device:
+        """Where the tensors of a step are to be."""
+        ...
+
+    @property
     def span_rope(self) -> RopeConfig | None:
         """The rotation whose angles depend on more than the position (see RopeConfig.span_limit), if any."""
         ...

@@ -17,7 +17,7 @@ from torch import Tensor
 from penstock.errors import ModelError
 from penstock.hub.checkpoint import TensorEntry
 from penstock.models.config import WeightMap
-from penstock.models.tensors import TensorReader
+from penstock.models.tensors import CPU, TensorReader
 
 _LANGUAGE = ("language_model.", "text_model.")  # what transformers' models call the part that is ours
 
@@ -25,16 +25,21 @@ _LANGUAGE = ("language_model.", "text_model.")  # what transformers' models call
 class VisionTower:
     """The part of a vision-language model that sees."""
 
-    def __init__(self, model: Any, dtype: torch.dtype) -> None:
-        self._model, self._dtype = model, dtype
+    def __init__(self, model: Any, dtype: torch.dtype, device: torch.device = CPU) -> None:
+        self._model, self._dtype, self._device = model.to(device).eval(), dtype, device
 
     @classmethod
     def load(
-        cls, folder: Path, entries: dict[str, TensorEntry] | None, names: WeightMap, dtype: torch.dtype
+        cls,
+        folder: Path,
+        entries: dict[str, TensorEntry] | None,
+        names: WeightMap,
+        dtype: torch.dtype,
+        device: torch.device = CPU,
     ) -> VisionTower:
         """Read the tower's tensors of a checkpoint; without entries take random ones. Raises ModelError.
 
-        names: where the decoder's tensors are; all others are the tower's.
+        names: where the decoder's tensors are; all others are the tower's. device: where it will compute.
         """
         from transformers.models.auto.configuration_auto import AutoConfig
         from transformers.models.auto.modeling_auto import MODEL_MAPPING
@@ -49,7 +54,7 @@ class VisionTower:
             text.layer_types = []
         kind = MODEL_MAPPING[type(config)]
         if entries is None:
-            return cls(kind._from_config(config, dtype=dtype).eval(), dtype)
+            return cls(kind._from_config(config, dtype=dtype), dtype, device)
         read = TensorReader(entries, dtype)
         tensors = {name: read(name, entry.shape) for name, entry in tower_entries(entries, names).items()}
         model, found = kind.from_pretrained(
@@ -64,12 +69,13 @@ class VisionTower:
                 "it does not fit its config.json",
                 "download the model again",
             )
-        return cls(model.eval(), dtype)
+        return cls(model, dtype, device)
 
     @torch.inference_mode()
     def __call__(self, arrays: Mapping[str, Tensor]) -> Tensor:
         """What the decoder is given of one image. arrays: of transformers' image processor. [rows, hidden]"""
-        given = {name: array.to(self._dtype) if array.is_floating_point() else array for name, array in arrays.items()}
+        given = {name: array.to(self._device) for name, array in arrays.items()}
+        given = {name: array.to(self._dtype) if array.is_floating_point() else array for name, array in given.items()}
         parts = self._model.get_image_features(**given, return_dict=True).pooler_output
         rows = parts if isinstance(parts, Tensor) else torch.cat(list(parts))
         return rows.reshape(-1, rows.shape[-1]).to(self._dtype)

@@ -14,7 +14,7 @@ from penstock.kernels.attention import alibi_table
 from penstock.models.attention import Attention
 from penstock.models.attention_weights import load_out, load_qkv
 from penstock.models.config import DecoderConfig, ExpertsConfig, WeightMap
-from penstock.models.experts import Experts
+from penstock.models.experts import Experts, stack
 from penstock.models.mlp import GatedMlp, Mlp, PlainMlp
 from penstock.models.norms import Norm
 from penstock.models.source import Source
@@ -167,11 +167,13 @@ class _Loader:
             shared = self.gated(prefix, *parts, e.shared_size)
         if e.shared_gate:
             shared_gate = Plain(self.read(f"{prefix}{names.shared_expert_gate}.weight", (1, hidden)), None)
+        stacked, experts = stack([self.expert(prefix, i, e) for i in range(e.count)])
         return Experts(
             config=e,
             router=Plain(self.read(f"{prefix}{names.router}.weight", (e.count, hidden)), None),
             correction=self.read(correction, (e.count,)) if correction in self.read else None,
-            experts=[self.expert(prefix, i, e) for i in range(e.count)],
+            experts=experts,
+            stacked=stacked,
             shared=shared,
             shared_gate=shared_gate,
         )

@@ -14,7 +14,7 @@ from penstock.kernels.triton.matvec import scaled, scaled_nibbles
 
 
 @triton.jit
-def _dots(
+def dots(
     x, weights, scales, row, column, rows, n, x_stride, K: tl.constexpr, FORM: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -65,14 +65,14 @@ def matmul(
 ):
     row = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    y = _dots(
+    y = dots(
         x, weights, scales, row, column, rows, n, x_stride,
         K, FORM, BLOCK_M, BLOCK_N, BLOCK_K, GROUP, STAGES, PRECISION,
     )  # fmt: skip
     y = scaled(y, scales, bias, column, n, FORM)
     if GATE != "none":
         other = column + n
-        up = _dots(
+        up = dots(
             x, weights, scales, row, other, rows, 2 * n, x_stride,
             K, FORM, BLOCK_M, BLOCK_N, BLOCK_K, GROUP, STAGES, PRECISION,
         )  # fmt: skip

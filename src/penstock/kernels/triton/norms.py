@@ -1,4 +1,4 @@
-"""Norms of rows, with what lies beside them: the sum of a residual stream before, rounding to 8 bits after."""
+"""Norms of rows, and rounding to 8 bits behind them. The residual stream is added to by the products before."""
 
 from __future__ import annotations
 
@@ -13,17 +13,14 @@ from penstock.kernels.triton.device import power_of_2
 @triton.jit(do_not_specialize=["inner"])
 def _norm(
     out,  # [rows, n]
-    total,  # [rows, n] x + residual, or None
     scales,  # [rows] float32, or None
     x,  # row r at (r // inner) * x_stride + (r % inner) * x_inner_stride
-    residual,  # [rows, n], or None
     weight,  # [n], or None
     bias,
     eps,
     inner,
     x_stride,
     x_inner_stride,
-    residual_stride,
     N: tl.constexpr,
     KIND: tl.constexpr,  # rms, layer, none
     LIMIT: tl.constexpr,  # the largest number that the results are scaled to, with scales
@@ -35,11 +32,6 @@ def _norm(
     mask = column < N
     y = tl.load(x + row // inner * x_stride + row % inner * x_inner_stride + column, mask=mask, other=0.0)
     y = y.to(tl.float32)
-    if residual is not None:
-        y += tl.load(residual + row * residual_stride + column, mask=mask, other=0.0).to(tl.float32)
-        kept = y.to(total.dtype.element_ty)
-        tl.store(total + row * N + column, kept, mask=mask)
-        y = kept.to(tl.float32)
     if KIND == "layer":
         y = tl.where(mask, y - tl.sum(y, 0) / N, 0.0)
     if KIND != "none":
@@ -63,38 +55,31 @@ def norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 0.0,
-    residual: Tensor | None = None,
     narrow: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+) -> tuple[Tensor, Tensor | None]:
     """Norm of the last axis of x [n], [rows, n] or [rows, inner, n], whose last dimension is dense.
 
-    kind: rms, layer, or none. residual: like x, added before. narrow: float8 or int8 of the results, each row scaled by
-    its largest. Returns the results, the sum or None, the scales [rows] or None.
+    kind: rms, layer, or none. narrow: float8 or int8 of the results, each row scaled by its largest. Returns the
+    results, and the scales [rows] or None.
     """
     n = x.shape[-1]
     flat = x if x.dim() <= 3 and x.stride(-1) == 1 else x.contiguous().view(-1, n)
     inner = flat.shape[1] if flat.dim() == 3 else 1
     rows = flat.numel() // n
     out = torch.empty(x.shape, dtype=narrow or x.dtype, device=x.device)
-    total = None if residual is None else torch.empty_like(out, dtype=x.dtype)
     scales = None if narrow is None else torch.empty(rows, dtype=torch.float32, device=x.device)
     limit = 0.0 if narrow is None else 127.0 if narrow == torch.int8 else torch.finfo(narrow).max
-    if residual is not None:
-        residual = residual.reshape(rows, n)
     block = power_of_2(n)
     _norm[(rows,)](
         out,
-        total,
         scales,
         flat,
-        residual,
         weight,
         bias,
         eps,
         inner,
         flat.stride(0) if flat.dim() > 1 else n,
         flat.stride(1) if flat.dim() == 3 else 0,
-        0 if residual is None else residual.stride(0),
         N=n,
         KIND=kind,
         LIMIT=limit,
@@ -102,4 +87,4 @@ def norm(
         BLOCK=block,
         num_warps=min(max(block // 512, 1), 16),
     )
-    return out, total, scales
+    return out, scales

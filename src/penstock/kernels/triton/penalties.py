@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from penstock.kernels.counts import PenaltyRules
+
 _BLOCK = 1024
-
-
-@dataclass(frozen=True)
-class PenaltyRules:
-    """Penalties of each of n rows: tensors [n], on the scores' device.
-
-    slot: int32, the row of the counts, -1 for a row without penalties; repetition, frequency (relative to the length),
-    count, presence: float32, as `Sampling` names them; length: int32, tokens of prompt and output so far.
-    """
-
-    slot: Tensor
-    repetition: Tensor
-    frequency: Tensor
-    count: Tensor
-    presence: Tensor
-    length: Tensor
 
 
 @triton.jit
@@ -43,15 +27,14 @@ def _penalize(
     x = tl.load(target, mask=mask, other=0.0).to(tl.float32)
     factor = tl.load(repetition + row)
     x = tl.where(every > 0, tl.where(x < 0, x * factor, x / factor), x)
-    x -= tl.load(frequency + row) * (every.to(tl.float32) / tl.load(length + row).to(tl.float32))
+    x -= tl.load(frequency + row) * every.to(tl.float32) / tl.load(length + row).to(tl.float32)
     once = tl.where(generated > 0, tl.load(presence + row), 0.0)
     x -= tl.load(count + row) * generated.to(tl.float32) + once
     tl.store(target, x.to(scores.dtype.element_ty), mask=mask)
 
 
 def penalize(scores: Tensor, rules: PenaltyRules, counts: Tensor) -> None:
-    """Repetition, frequency and presence penalties, in place. scores: [n, vocab]; counts: [slots, 2, vocab] int32, how
-    often each token came in prompt and output, and in the output alone."""
+    """See `penstock.kernels.counts.penalize_counted`. scores: [n, vocab] of any float type."""
     n, vocab = scores.shape
     given = (rules.slot, rules.repetition, rules.frequency, rules.count, rules.presence, rules.length)
     _penalize[(n, -(-vocab // _BLOCK))](scores, counts, *given, vocab, scores.stride(0), BLOCK=_BLOCK)
@@ -69,15 +52,8 @@ def _count(counts, slot, ids, vocab):
 
 
 def count_tokens(counts: Tensor, slot: Tensor, ids: Tensor) -> None:
-    """Count the token that each row got. counts: see `penalize`; slot: [n] int32, no two alike but -1; ids: [n]."""
+    """See `penstock.kernels.counts.count_tokens`."""
     _count[(len(ids),)](counts, slot, ids, counts.shape[2])
-
-
-def count_text(counts: Tensor, slot: int, ids: Tensor, prompt_length: int) -> None:
-    """Begin a slot with a sequence's ids [length], the first of them its prompt's. counts: see `penalize`."""
-    vocab = counts.shape[2]
-    counts[slot, 0] = torch.bincount(ids, minlength=vocab).to(torch.int32)
-    counts[slot, 1] = torch.bincount(ids[prompt_length:], minlength=vocab).to(torch.int32)
 
 
 @triton.jit

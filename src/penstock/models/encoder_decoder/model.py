@@ -14,7 +14,8 @@ from penstock.kernels.attention import RunGroup, paged_attention, store
 from penstock.kernels.relative import attend_within, paged_relative_attention, spread
 from penstock.models.encoder_decoder.config import EncoderDecoderConfig
 from penstock.models.encoder_decoder.weights import EncoderDecoderWeights, load_encoder_decoder
-from penstock.models.inputs import EncoderInputs, KVCache, StepInputs, empty_cache
+from penstock.models.inputs import EncoderInputs, KVCache, StepInputs, cache_on, empty_cache
+from penstock.models.tensors import CPU
 
 
 class EncoderDecoder:
@@ -24,6 +25,7 @@ class EncoderDecoder:
 
     def __init__(self, config: EncoderDecoderConfig, weights: EncoderDecoderWeights, dtype: torch.dtype) -> None:
         self.config, self.weights, self.dtype = config, weights, dtype
+        self.device = weights.embedding.device
 
     @classmethod
     def load(
@@ -33,18 +35,22 @@ class EncoderDecoder:
         dtype: torch.dtype,
         positions: int,
         form: Format = FORMATS["none"],
+        device: torch.device = CPU,
     ) -> EncoderDecoder:
         """Read the tensors of a checkpoint; without entries take random ones.
 
-        positions: of the longest answer that will be asked for.
+        positions: of the longest answer that will be asked for. device: where the weights will be.
         """
-        return cls(config, load_encoder_decoder(entries, config, dtype, form, positions), dtype)
+        return cls(config, load_encoder_decoder(entries, config, dtype, form, positions, device), dtype)
 
     def new_cache(self, num_blocks: int, block_size: int, dtype: torch.dtype | None = None) -> KVCache:
         """An empty cache for the layers of the decoder: of what the encoder made, and of their own tokens. dtype: other
         than the weights'."""
         c = self.config
-        return empty_cache(c.decoder_layers, (num_blocks, c.num_heads, block_size, c.head_dim), dtype or self.dtype)
+        shape = (num_blocks, c.num_heads, block_size, c.head_dim)
+        if self.device.type != "cpu":
+            return cache_on(self.device, c.decoder_layers, shape, dtype or self.dtype)
+        return empty_cache(c.decoder_layers, shape, dtype or self.dtype)
 
     def forward(self, step: StepInputs, cache: KVCache, watch: Callable[[int, Tensor], None] | None = None) -> Tensor:
         """One step; writes the cache. Returns [T, hidden] of the decoder's tokens, before the final norm.

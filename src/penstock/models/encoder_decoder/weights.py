@@ -15,7 +15,7 @@ from penstock.kernels.relative import BiasBehind, bias_table
 from penstock.models.encoder_decoder.config import EncoderDecoderConfig
 from penstock.models.mlp import GatedMlp, Mlp, PlainMlp
 from penstock.models.norms import RmsNorm
-from penstock.models.tensors import RandomReader, TensorReader
+from penstock.models.tensors import CPU, RandomReader, TensorReader
 
 HEAD = "lm_head.weight"
 _TABLES = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")  # where several, all the same
@@ -91,13 +91,14 @@ def load_encoder_decoder(
     dtype: torch.dtype,
     form: Format,
     positions: int,
+    device: torch.device = CPU,
 ) -> EncoderDecoderWeights:
     """Read and pack every tensor. Raises ModelError for what does not fit.
 
     entries: of the checkpoint, or None for random weights. dtype: what is computed in; form: how matrices are stored;
-    positions: of the longest answer.
+    positions: of the longest answer; device: where all of it will be.
     """
-    read = RandomReader(dtype) if entries is None else TensorReader(entries, dtype)
+    read = RandomReader(dtype, device) if entries is None else TensorReader(entries, dtype, device)
     return _Loader(read, config, form, positions).all()
 
 
@@ -151,7 +152,7 @@ class _Loader:
     def products(self, prefix: str, names: tuple[str, ...]) -> Linear:
         """Matrices that multiply a layer's input, stacked."""
         inner, hidden = self.config.inner_size, self.config.hidden_size
-        stacked = torch.empty((len(names), inner, hidden), dtype=self.read.dtype)
+        stacked = torch.empty((len(names), inner, hidden), dtype=self.read.dtype, device=self.read.device)
         for name, slot in zip(names, stacked, strict=True):
             self.read(f"{prefix}{name}.weight", (inner, hidden), slot)
         return self.form.load(stacked.flatten(0, 1))

@@ -16,22 +16,25 @@ import torch
 
 from penstock.errors import EnvironmentFault, ModelError
 from penstock.models.fallback.config import Found, words_of
+from penstock.models.tensors import CPU
 
 Room = dict[int | str, int]  # bytes that weights may take, by accelerate's names of devices: 0, 1 ..., cpu
 
 
-def make(found: Found, dtype: torch.dtype) -> tuple[Any, dict[str, int]]:
+def make(found: Found, dtype: torch.dtype, device: torch.device = CPU) -> tuple[Any, dict[str, int]]:
     """The model with random weights, and where they lie, as `load` has it."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_config(found.settings, dtype=dtype, trust_remote_code=found.own_code)
-    return model.eval(), _places(model)
+    return model.to(device).eval(), _places(model, device)
 
 
-def load(found: Found, dtype: torch.dtype, room: Room | None, offload_folder: str | None) -> tuple[Any, dict[str, int]]:
+def load(
+    found: Found, dtype: torch.dtype, room: Room | None, offload_folder: str | None, device: torch.device = CPU
+) -> tuple[Any, dict[str, int]]:
     """The model with the checkpoint's weights, and how many bytes of them lie where: a device's name, cpu, or disk.
 
-    room: None for all of them in main memory; else accelerate fills the devices in order, and what is left stays on
+    room: None for all of them on `device`; else accelerate fills the devices in order, and what is left stays on
     disk and is read anew whenever it is needed, from the checkpoint itself where it has the right form, else from a
     copy in `offload_folder` (None: in the cache), which goes with the process. Raises ModelError, EnvironmentFault.
     """
@@ -67,7 +70,14 @@ def load(found: Found, dtype: torch.dtype, room: Room | None, offload_folder: st
             f"{len(wrong)} tensors are missing or of another shape: {', '.join(wrong)[:200]}",
             "Download the model again, or copy the whole folder again.",
         )
-    return model, _places(model)
+    if room is None:
+        model.to(device)
+    return model, _places(model, device)
+
+
+def place_of(device: torch.device) -> str:
+    """What lies on a device, by the names of `load`."""
+    return "cpu" if device.type == "cpu" else f"GPU {device.index or 0}"
 
 
 def require_accelerate() -> None:
@@ -80,9 +90,10 @@ def require_accelerate() -> None:
         )
 
 
-def _places(model: Any) -> dict[str, int]:
-    """Bytes of weights by where they lie."""
-    placed: dict[str, Any] = getattr(model, "hf_device_map", None) or {"": "cpu"}
+def _places(model: Any, device: torch.device) -> dict[str, int]:
+    """Bytes of weights by where they lie: where accelerate put them, else all on `device`."""
+    everywhere = "cpu" if device.type == "cpu" else device.index or 0
+    placed: dict[str, Any] = getattr(model, "hf_device_map", None) or {"": everywhere}
     parts = sorted(placed, key=len, reverse=True)
     bytes_at: Counter[str] = Counter()
     for name, weight in model.named_parameters():

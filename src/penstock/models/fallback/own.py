@@ -23,6 +23,7 @@ from penstock.models.fallback.agreement import EXACT, difference
 from penstock.models.fallback.config import TransformersConfig, accepted
 from penstock.models.fallback.memory import Memory
 from penstock.models.inputs import KVCache, StepInputs
+from penstock.models.tensors import CPU
 
 log = logging.getLogger("penstock.engine")
 
@@ -82,11 +83,13 @@ class OwnMemory:
     """
 
     span_rope = None
+    device = CPU  # of a step's tensors: only tokens go on to the model
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, device: torch.device = CPU) -> None:
+        """device: where the model is given its tokens."""
         from transformers import GenerationConfig
 
-        self._model = model
+        self._model, self._there = model, device
         self._parameters = frozenset(inspect.signature(model.forward).parameters)
         self._generation = GenerationConfig(use_cache=True)
         self._texts: dict[int, _Text] = {}  # by block
@@ -161,7 +164,8 @@ class OwnMemory:
         """Have the model see the rest of some texts, as its own generation does; the last `scores` tokens of each are
         scored."""
         longest = max(len(text.ids) for text in texts)
-        ids = torch.tensor([[0] * (longest - len(text.ids)) + text.ids for text in texts])  # only decoding ones differ
+        ids = torch.tensor([[0] * (longest - len(text.ids)) + text.ids for text in texts])
+        ids = ids.to(self._there)  # only decoding ones differ in length
         fresh = not texts[0].decodes
         kept = self._fresh(len(texts), longest) if fresh else self._remembered(texts)
         options = {"logits_to_keep": scores} if "logits_to_keep" in self._parameters else {}
@@ -188,7 +192,7 @@ class OwnMemory:
 
         kept: Memory = {"use_cache": True}
         if "position_ids" in self._parameters:
-            kept["position_ids"] = torch.arange(length).expand(count, -1)
+            kept["position_ids"] = torch.arange(length, device=self._there).expand(count, -1)
         self._model._prepare_cache_for_generation(
             copy.copy(self._generation), kept, GenerationMode.GREEDY_SEARCH, count, length
         )

@@ -16,7 +16,8 @@ from penstock.kernels.attention import RunGroup, paged_attention, store
 from penstock.models.fallback.agreement import difference, tolerance
 from penstock.models.fallback.config import Found, TransformersConfig
 from penstock.models.fallback.trace import Call, CannotReplace, Tracer
-from penstock.models.inputs import KVCache, StepInputs, empty_cache
+from penstock.models.inputs import KVCache, StepInputs, cache_on, empty_cache
+from penstock.models.tensors import CPU
 
 _numbers = itertools.count()
 _LENGTH, _BLOCK = 16, 4  # of the two texts that are tried, and of their blocks
@@ -77,8 +78,16 @@ class PagedTransformer:
 
     span_rope = None
 
-    def __init__(self, model: Any, attention: PagedAttention, calls: tuple[Call, ...], dtype: torch.dtype) -> None:
-        self._model, self._attention, self._calls, self._dtype = model, attention, calls, dtype
+    def __init__(
+        self,
+        model: Any,
+        attention: PagedAttention,
+        calls: tuple[Call, ...],
+        dtype: torch.dtype,
+        device: torch.device = CPU,
+    ) -> None:
+        """device: where the model is given its tokens, and the cache lies."""
+        self._model, self._attention, self._calls, self._dtype, self.device = model, attention, calls, dtype, device
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.config: TransformersConfig
 
@@ -95,7 +104,10 @@ class PagedTransformer:
     def new_cache(self, num_blocks: int, block_size: int, dtype: torch.dtype | None = None) -> KVCache:
         """An empty cache: for each call of attention keys and values, of the weights' type or of `dtype`."""
         shapes = [(num_blocks, call.kv_heads, block_size, call.width) for call in self._calls]
-        return [layer for shape in shapes for layer in empty_cache(1, shape, dtype or self._dtype)]
+        dtype = dtype or self._dtype
+        if self.device.type != "cpu":
+            return [cache_on(self.device, 1, shape, dtype)[0] for shape in shapes]
+        return [layer for shape in shapes for layer in empty_cache(1, shape, dtype)]
 
     def forward(self, step: StepInputs, cache: KVCache, watch: Callable[[int, Tensor], None] | None = None) -> Tensor:
         """One step over a flat batch of runs; writes the cache. Returns the scores of the rows that are wanted: how a
@@ -123,8 +135,10 @@ class PagedTransformer:
 
 
 @torch.inference_mode()
-def page(found: Found, model: Any, dtype: torch.dtype) -> PagedTransformer:
+def page(found: Found, model: Any, dtype: torch.dtype, device: torch.device = CPU) -> PagedTransformer:
     """Put our attention into a loaded model. Raises CannotReplace with the reason, the model left as it was.
+
+    device: where it is given its tokens.
 
     The model is tried, not believed: texts in one flat batch and in chunks must score as they do by themselves.
     """
@@ -137,11 +151,11 @@ def page(found: Found, model: Any, dtype: torch.dtype) -> PagedTransformer:
     before = model.config._attn_implementation
     ids = torch.randint(found.shape.vocab_size, (2, _LENGTH), generator=torch.Generator().manual_seed(0))
     try:
-        expected = model(input_ids=ids, use_cache=False).logits
-        calls = _traced(model, ids[:1])
+        expected = model(input_ids=ids.to(device), use_cache=False).logits
+        calls = _traced(model, ids[:1].to(device))
         attention = PagedAttention(calls, dtype)
         _install(model, attention, attention_mask=None)
-        paged = PagedTransformer(model, attention, calls, dtype)
+        paged = PagedTransformer(model, attention, calls, dtype, device)
         ours = _in_chunks(paged, ids)
         share = difference(ours, expected.to("cpu"))
         if not share <= tolerance(dtype):
@@ -157,7 +171,7 @@ def page(found: Found, model: Any, dtype: torch.dtype) -> PagedTransformer:
 def _traced(model: Any, ids: Tensor) -> tuple[Call, ...]:
     tracer = Tracer()
     _install(model, tracer.attend, tracer.mask)
-    model(input_ids=ids, position_ids=torch.arange(ids.shape[1]).unsqueeze(0), use_cache=False)
+    model(input_ids=ids, position_ids=torch.arange(ids.shape[1], device=ids.device).unsqueeze(0), use_cache=False)
     if not tracer.calls:
         raise CannotReplace("its attention cannot be replaced")
     return tuple(tracer.calls)
@@ -206,7 +220,7 @@ def _in_chunks(paged: PagedTransformer, ids: Tensor) -> Tensor:
                 spans=None,
                 slots=torch.cat([text * length + torch.arange(a, b) for text, a, b in runs]),
                 groups=groups,
-            ),
+            ).to(paged.device),
             cache,
         )
 
