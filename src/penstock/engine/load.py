@@ -34,6 +34,7 @@ from penstock.models.fallback.config import TransformersConfig
 from penstock.models.families import describe, describe_vision
 from penstock.models.inputs import KVCache
 from penstock.models.model import Model
+from penstock.models.smoothing import smooth
 from penstock.models.tensors import CPU
 from penstock.models.vision import VisionTower, tower_entries
 from penstock.plan.memory import GIB, Footprint, KVPlan, human, longest_that_fits, plan_kv
@@ -42,6 +43,7 @@ from penstock.plan.work import PairCost, StepCost
 HEAD_ROWS = 64  # rows of scores at a time where every prompt position is scored
 _TOWER_BYTES = 2**28  # what a vision tower's intermediate results may take: pieces of an image, a layer at a time
 _NOT_HERE = "; --kv-cache-dtype is for GPUs, and has no effect"
+_EIGHT_BIT_ROWS = ("int8", "int4")  # formats that quantize activations
 _STEP_TOKENS = 2048  # default budget of a step: enough rows for full speed of the matrix products
 
 
@@ -93,15 +95,19 @@ def load_decoder(config: EngineConfig, clock: Clock) -> LoadedModel:
     clock.done("KV memory", f"weights {human(weight_bytes)}{adapter_text} + KV {kv_text}")
 
     tower = None if vision is None else VisionTower.load(folder, entries, names, dtype)
+    outliers = ""
     decoder: Model
     if isinstance(described, EncoderDecoderConfig):
         decoder = EncoderDecoder.load(entries, described, dtype, limits.max_total_tokens, form)
     else:
         decoder = Decoder.load(entries, described, names, dtype, limits.max_total_tokens, form)
+    if isinstance(decoder, Decoder) and entries is not None and name in _EIGHT_BIT_ROWS:
+        smoothed = smooth(decoder, entries, names, form)
+        outliers = f"; {smoothed} products share their outlier channels with the norm before them" if smoothed else ""
     keep_freed_memory()  # from here on: what loading frees is not needed again
     cache = decoder.new_cache(plan.num_blocks, plan.block_size)
     kind = "random weights (--dummy-weights)" if entries is None else "weights"
-    clock.done("load", f"{human(weight_bytes)} of {kind}, {torch.get_num_threads()} threads")
+    clock.done("load", f"{human(weight_bytes)} of {kind}, {torch.get_num_threads()} threads{outliers}")
     # without a bound, those that come while it runs may have half of what is planned for nothing else
     room = adapter_bytes + (plan.spare // 2 if config.max_adapter_bytes is None else 0)
     adapters = Adapters(config, decoder_config, names, dtype, room)
