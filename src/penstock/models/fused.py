@@ -47,7 +47,7 @@ def _behind(norm: Norm | None, product: P) -> P | None:
     """The product with a norm before it; None where it cannot have one."""
     rows = row_norm(norm)
     if rows is not None and isinstance(product, (Smoothed, SmoothedGated)):
-        rows, product = rows.scaled(product.inverse), cast(P, product.product)
+        rows, product = rows.scaled(product.inverse), product.product
     if rows is None or not isinstance(product, (Panels, GatedPanels)) or not isinstance(product.packed, Packed):
         return None
     return cast(P, replace(product, packed=products.behind(rows, product.packed)))
