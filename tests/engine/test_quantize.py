@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,13 +39,13 @@ def tokenizer() -> Tokenizer:
     return found
 
 
-def perplexity(engine: EngineLoop) -> float:
+def perplexity(engine: EngineLoop, count: int = WINDOWS) -> float:
     text = (model_path() / "heldout.txt").read_text(encoding="utf-8")
     ids = tokenizer().encode(text, add_special_tokens=False)
-    windows = [[0, *ids[i * WINDOW : (i + 1) * WINDOW - 1]] for i in range(WINDOWS)]
+    windows = [[0, *ids[i * WINDOW : (i + 1) * WINDOW - 1]] for i in range(count)]
     done = generate(engine, (EngineRequest(i, ids, 1, prompt_logprobs=True) for i, ids in enumerate(windows)))
     scores = [p for result in done.values() for p in (result.prompt_logprobs or [])[1:]]
-    assert len(scores) == WINDOWS * (WINDOW - 1)
+    assert len(scores) == count * (WINDOW - 1)
     return math.exp(-sum(p for p in scores if p is not None) / len(scores))
 
 
@@ -100,10 +101,54 @@ def test_a_scale_a_row_keeps_outliers_to_their_row(tmp_path: Path, monkeypatch: 
     assert lost["int8"] < lost["one scale"] / 4
 
 
+def save_with_outliers(folder: Path) -> None:
+    """The demo model, the same function, but some channels behind each norm are 64 times as large."""
+    shutil.copytree(model_path(), folder, dirs_exist_ok=True)
+    tensors = {name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()}
+    behind = {
+        "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
+    }
+    for name in [name for name in tensors if name.split(".")[-2] in behind]:
+        *layer, norm, _ = name.split(".")
+        channels = torch.randperm(len(tensors[name]), generator=torch.Generator().manual_seed(int(layer[-1])))[:3]
+        tensors[name][channels] *= 64
+        for matrix in behind[norm]:
+            tensors[".".join((*layer, matrix, "weight"))][:, channels] /= 64
+    save_file(tensors, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(("form", "dtype"), [("int8", "bfloat16"), ("int4", "bfloat16"), ("int8", "float32")])
+def test_outlier_channels_go_over_into_the_matrices(
+    form: str, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_with_outliers(tmp_path)
+    stages: list[Stage] = []
+
+    def load_it(quantize: str) -> EngineLoop:
+        return EngineLoop.load(
+            EngineConfig(str(tmp_path), memory_fraction=0.3, dtype=dtype, quantize=quantize), stages.append
+        )
+
+    plain = perplexity(load_it("none"), 2)
+    engine = load_it(form)
+    assert "12 products share their outlier channels" in next(s.text for s in stages if "outlier" in s.text)
+    lost = perplexity(engine, 2) / plain - 1
+    assert lost < (0.01 if form == "int8" else 0.04)
+    decoder, ids = engine._decoder, list(range(20, 60))
+    fused = decoder_logits(engine, ids)
+    decoder._layers = decoder.weights.layers  # as rows with adapters meet them: the norm gives what it always gave
+    apart = decoder_logits(engine, ids)
+    assert (fused - apart).norm() < 0.03 * fused.norm()
+    monkeypatch.setattr("penstock.engine.load.smooth", lambda *_given: 0)
+    assert perplexity(load_it(form), 2) / plain - 1 > max(0.01, 3 * lost)
+
+
 def test_int8_is_said_and_counted() -> None:
     stages: list[Stage] = []
     engine = load(stages, dtype="bfloat16", quantize="int8")
     assert "its matrices in int8 (--quantize)" in stages[0].text
+    assert "outlier" not in stages[2].text
     assert "weights 6." in stages[1].text  # MiB: 5.4 million parameters, and the table of the vocabulary in bfloat16
     ids = tokenizer().encode("<|user|>How do I list my jobs on Slurm?<|assistant|>", True)
     answer = generate(engine, [EngineRequest(0, ids, 40)])[0]

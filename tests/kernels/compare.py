@@ -84,8 +84,10 @@ def norm(rng: random.Random) -> None:
     ):
         values, scales = products.quantize_rows(x, rule)
         back = (values.double() - 128) * scales.double().unsqueeze(1)
-        assert torch.all((back - exact).abs() <= scales.double().unsqueeze(1) * 0.51 + 1e-30), (x.shape, rule)
-        assert torch.all((scales.double() * 127 - exact.abs().amax(dim=1)).abs() <= exact.abs().amax(dim=1) * 1e-3)
+        assert torch.all(
+            (back - exact).abs() <= scales.double().unsqueeze(1) * 0.51 + exact.abs() * 2**-8 + size * 1e-4
+        ), (x.shape, rule)
+        assert torch.all((scales.double() * 127 - exact.abs().amax(dim=1)).abs() <= exact.abs().amax(dim=1) * 2**-7)
 
 
 def normed(rng: random.Random) -> None:
@@ -104,18 +106,11 @@ def normed(rng: random.Random) -> None:
         )
         assert isinstance(single, products.Packed)
         assert isinstance(pair, products.Packed)
-        allowed = 0.01 if form == "bf16" else 0.03  # h is rounded to bfloat16, which turns some of the 8 bits' steps
-        for got, expected in (
+        for got, expected in (  # to the bit: rows with adapters beside them take the one way, others the other
             (products.multiply(products.behind(rule, single), x, residual), products.multiply(single, h, residual)),
             (products.multiply_gated(products.behind(rule, pair), x), products.multiply_gated(pair, h)),
         ):
-            assert (got.double() - expected.double()).norm() <= allowed * expected.double().norm(), (
-                form,
-                kind,
-                m,
-                n,
-                k,
-            )
+            assert torch.equal(got, expected), (form, kind, m, n, k)
 
 
 def rotary(rng: random.Random, dtype: torch.dtype) -> None:
@@ -275,30 +270,31 @@ def drawn(rng: random.Random) -> None:
     assert native.draw(broken, [sampling.DrawRule(1.0, 1.0, 0.0, 0, 0.5)] * 3)[1].isnan().all()
 
 
-def bf16_products(rng: random.Random) -> None:
+def plain_products(rng: random.Random, form: str, dtype: torch.dtype) -> None:
     """Packed products against float64, at ragged shapes; the result of a row does not depend on its batch."""
     m = rng.choice([1, 2, 5, 7, 12, 13, 33, 64, 65, 97, 200])
     n, k = rng.choice([1, 31, 64, 65, 130, 256]), rng.choice([2, 6, 126, 128, 130, 512, 514])
-    wide = torch.randn(m, k + 2).bfloat16()
+    wide = torch.randn(m, k + 2).to(dtype)
     x = wide[:, :k]  # rows further apart than they are long
-    weight, other = torch.randn(n, k).bfloat16() / k**0.5, torch.randn(n, k).bfloat16() / k**0.5
-    bias, residual = rng.choice([None, torch.randn(n).bfloat16()]), rng.choice([None, torch.randn(m, n).bfloat16()])
+    weight, other = torch.randn(n, k).to(dtype) / k**0.5, torch.randn(n, k).to(dtype) / k**0.5
+    bias, residual = rng.choice([None, torch.randn(n).to(dtype)]), rng.choice([None, torch.randn(m, n).to(dtype)])
 
     def exact(w: torch.Tensor) -> torch.Tensor:
         y = x.double() @ w.double().T
         return y if bias is None else y + bias.double()
 
     def close(got: torch.Tensor, expected: torch.Tensor) -> bool:
-        return bool(torch.all((got.double() - expected).abs() <= expected.abs() * 2**-8 + 1e-4))
+        allowed = expected.abs() * 2**-8 + 1e-4 if form == "bf16" else expected.abs() * 1e-5 + 1e-5
+        return bool(torch.all((got.double() - expected).abs() <= allowed))
 
-    packed = products.pack("bf16", (weight,), (bias,))
+    packed = products.pack(form, (weight,), (bias,))
     got = products.multiply(packed, x, residual)
     assert close(got, exact(weight) + (0 if residual is None else residual.double())), (m, n, k)
     row = rng.randrange(m)
     alone = products.multiply(packed, x[row : row + 1], None if residual is None else residual[row : row + 1])
     assert torch.equal(alone[0], got[row]), (m, n, k, row)
     name = rng.choice(sorted(products.GATES))
-    got = products.multiply_gated(products.pack("bf16", (weight, other), (bias, bias), name), x)
+    got = products.multiply_gated(products.pack(form, (weight, other), (bias, bias), name), x)
     assert close(got, ACTIVATIONS[name](exact(weight)) * exact(other)), (m, n, k, name)
 
 
@@ -429,7 +425,8 @@ def main() -> None:
         restricted(rng, rng.choice([torch.float32, torch.bfloat16]))
         if multiplies:
             normed(rng)
-            bf16_products(rng)
+            plain_products(rng, "bf16", torch.bfloat16)
+            plain_products(rng, "f32", torch.float32)
             int8_products(rng)
             int4_products(rng)
     special()

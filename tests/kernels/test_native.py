@@ -44,13 +44,14 @@ def test_every_level_matches_the_twins(level: str) -> None:
     shutil.which("aarch64-linux-gnu-g++") is None or shutil.which("qemu-aarch64") is None,
     reason="no cross compiler and emulator of ARM (Debian: g++-aarch64-linux-gnu, qemu-user)",
 )
-def test_the_kernels_of_arm_compute_right(tmp_path: Path) -> None:
+@pytest.mark.parametrize("level", [[], ["-march=armv8.2-a+dotprod"]], ids=["generic", "dotprod"])
+def test_the_kernels_of_arm_compute_right(level: list[str], tmp_path: Path) -> None:
     """Products and attention against plain loops, with NEON, in an emulator."""
     root = Path(__file__).parents[2]
     kernels = root / "src/penstock/kernels/cpu"
     numbers = ["-ffp-contract=fast", "-fno-math-errno", "-fassociative-math", "-fno-signed-zeros", "-fno-trapping-math"]
     sources = [root / "tests/kernels/portable.cpp", *kernels.glob("*.cpp")]
-    flags = ["-std=c++17", "-O2", "-fopenmp", "-static", *numbers, f"-I{kernels}", "-o", tmp_path / "portable"]
+    flags = ["-std=c++17", "-O2", "-fopenmp", "-static", *level, *numbers, f"-I{kernels}", "-o", tmp_path / "portable"]
     subprocess.run(
         ["aarch64-linux-gnu-g++", *map(str, flags), *map(str, sources)],
         check=True,

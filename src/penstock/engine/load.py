@@ -36,6 +36,7 @@ from penstock.models.fallback.config import TransformersConfig
 from penstock.models.families import describe, describe_vision
 from penstock.models.inputs import KVCache
 from penstock.models.model import Model
+from penstock.models.smoothing import smooth
 from penstock.models.tensors import CPU
 from penstock.models.vision import VisionTower, tower_entries
 from penstock.plan.memory import CARD_MARGIN, GIB, Footprint, KVPlan, human, longest_that_fits, plan_kv
@@ -43,6 +44,7 @@ from penstock.plan.work import PairCost, StepCost
 
 HEAD_ROWS = 64  # rows of scores at a time where every prompt position is scored
 _TOWER_BYTES = 2**28  # what a vision tower's intermediate results may take: pieces of an image, a layer at a time
+_EIGHT_BIT_ROWS = ("int8", "int4")  # formats that quantize activations
 _STEP_TOKENS = 2048  # default budget of a step: enough rows for full speed of the matrix products
 
 
@@ -94,16 +96,20 @@ def load_decoder(config: EngineConfig, clock: Clock, device: torch.device = CPU)
     clock.done("KV memory", f"weights {human(weight_bytes)}{adapter_text} + KV {kv_text}")
 
     tower = None if vision is None else VisionTower.load(folder, entries, names, dtype, device)
+    outliers = ""
     decoder: Model
     if isinstance(described, EncoderDecoderConfig):
         decoder = EncoderDecoder.load(entries, described, dtype, limits.max_total_tokens, form, device)
     else:
         decoder = Decoder.load(entries, described, names, dtype, limits.max_total_tokens, form, device)
+    if isinstance(decoder, Decoder) and entries is not None and name in _EIGHT_BIT_ROWS and device.type == "cpu":
+        smoothed = smooth(decoder, entries, names, form)
+        outliers = f"; {smoothed} products share their outlier channels with the norm before them" if smoothed else ""
     keep_freed_memory()  # from here on: what loading frees is not needed again
     cache = decoder.new_cache(plan.num_blocks, plan.block_size, kept)
     kind = "random weights (--dummy-weights)" if entries is None else "weights"
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-    clock.done("load", f"{human(weight_bytes)} of {kind}{threads}")
+    clock.done("load", f"{human(weight_bytes)} of {kind}{threads}{outliers}")
     # without a bound, those that come while it runs may have half of what is planned for nothing else
     room = adapter_bytes + (plan.spare // 2 if config.max_adapter_bytes is None else 0)
     adapters = Adapters(config, decoder_config, names, dtype, room, device)

@@ -52,8 +52,9 @@ class Gated(Protocol):
 
 def load(weight: Tensor, bias: Tensor | None = None) -> Linear:
     """Pack a matrix [out, in]. The caller may drop the original afterwards."""
-    if products.can_multiply("bf16", weight):
-        return Panels(products.pack("bf16", (weight,), (bias,)))
+    for form in ("bf16", "f32"):
+        if products.can_multiply(form, weight):
+            return Panels(products.pack(form, (weight,), (bias,)))
     if weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and fast_bfloat16():
         return OneDnn(torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS_HINT), bias)
     return Plain(weight.contiguous(), bias)
@@ -63,8 +64,9 @@ def load_gated(
     gate: Tensor, up: Tensor, activation: str, gate_bias: Tensor | None = None, up_bias: Tensor | None = None
 ) -> Gated:
     """Pack the two matrices [out, in] of a gated MLP. activation: one of ACTIVATIONS."""
-    if products.can_multiply("bf16", gate) and activation in products.GATES:
-        return GatedPanels(products.pack("bf16", (gate, up), (gate_bias, up_bias), activation), activation)
+    for form in ("bf16", "f32"):
+        if products.can_multiply(form, gate) and activation in products.GATES:
+            return GatedPanels(products.pack(form, (gate, up), (gate_bias, up_bias), activation), activation)
     first, second = load(gate, gate_bias), load(up, up_bias)
     if isinstance(first, OneDnn) and isinstance(second, OneDnn) and activation in _FUSED:
         return GatedOneDnn(first, second, activation)

@@ -1,7 +1,7 @@
 """The C++ kernels of kernels/cpu: found, checked and called through ctypes; absent where nothing was compiled.
 
 `LIBRARY` is chosen once, at import: the best level that this processor runs. PENSTOCK_CPU_KERNELS names another
-(v4bf16, v4, v3, generic) or a library's path, or switches them off (none). torch must be imported first: the library
+(a key of _LEVELS) or a library's path, or switches them off (none). torch must be imported first: the library
 then shares its OpenMP threads.
 """
 
@@ -23,12 +23,16 @@ from penstock.devices.cpu import flags
 from penstock.kernels.mask import Mask
 from penstock.kernels.penalty import Penalty
 
-_VERSION = 8
+_VERSION = 9
 _AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
+_AVX2 = {"avx2", "fma", "bmi2"}
 _LEVELS = {
     "v4bf16": {*_AVX512, "avx512_bf16", "avx512_vnni"},
+    "v4vnni": {*_AVX512, "avx512_vnni"},
     "v4": _AVX512,
-    "v3": {"avx2", "fma", "bmi2"},
+    "v3vnni": {*_AVX2, "avx_vnni"},
+    "v3": _AVX2,
+    "dotprod": {"asimddp"},
     "generic": set[str](),
 }
 MAX_HEAD_DIM = 256

@@ -1,5 +1,5 @@
-"""Products of activations with packed matrices (kernels/cpu/matmul_*.cpp): bfloat16, 8 and 4 bits. Matrices on a GPU
-are packed and multiplied by kernels/triton/product.py.
+"""Products of activations with packed matrices (kernels/cpu/matmul_*.cpp): float32, bfloat16, 8 and 4 bits. Matrices
+on a GPU are packed and multiplied by kernels/triton/product.py.
 
 A matrix is packed once into panels of 64 output columns; the two of a gated MLP share panels, 32 columns of each. With
 quantized weights the activations [T, in] are quantized to 8 bits on the way, with one scale a row.
@@ -58,10 +58,10 @@ def _bind(name: str, arguments: list[Any]) -> Any:
 
 
 _MATRIX = ctypes.POINTER(_Matrix)
-_FORMS = ("bf16", "int8", "int4")
+_FORMS = ("f32", "bf16", "int8", "int4")
 _multiply = {f: _bind(f"penstock_matmul_{f}", [_MATRIX, _POINTER, _INT, _INT, *[_POINTER] * 3]) for f in _FORMS}
 _gated = {f: _bind(f"penstock_gated_{f}", [_MATRIX, _POINTER, _INT, _INT, *[_POINTER] * 2]) for f in _FORMS}
-_pack_bf16 = _bind("penstock_pack_bf16", [*[_POINTER] * 2, *[_INT] * 4])
+_pack_f32, _pack_bf16 = (_bind(f"penstock_pack_{f}", [*[_POINTER] * 2, *[_INT] * 4]) for f in ("f32", "bf16"))
 _pack_int8 = _bind("penstock_pack_int8", [*[_POINTER] * 4, *[_INT] * 4])
 _pack_int4 = _bind("penstock_pack_int4", [*[_POINTER] * 3, *[_INT] * 4])
 _quantize_rows = _bind(
@@ -80,6 +80,10 @@ class RowNorm:
     weight: Tensor
     bias: Tensor | None
     eps: float
+
+    def scaled(self, factors: Tensor) -> RowNorm:
+        """The norm and then a factor for each channel. factors: [in]"""
+        return replace(self, weight=self.weight * factors, bias=None if self.bias is None else self.bias * factors)
 
     @property
     def described(self) -> _Norm:
@@ -107,7 +111,7 @@ class Packed:
 
 
 def can_multiply(form: str, weight: Tensor) -> bool:
-    """Whether a matrix [out, in] can be packed in a form (bf16, int8, int4; on a GPU fp8) where it lies.
+    """Whether a matrix [out, in] can be packed in a form (f32, bf16, int8, int4; on a GPU fp8) where it lies.
 
     For bf16 a processor with AMX has better units, which oneDNN drives.
     """
@@ -117,11 +121,11 @@ def can_multiply(form: str, weight: Tensor) -> bool:
         return product.can_multiply(form, weight)
     if form not in _FORMS:
         return False
-    together = {"bf16": 2, "int8": 4, "int4": GROUP}[form]
+    together = {"f32": 1, "bf16": 2, "int8": 4, "int4": GROUP}[form]
     return (
         _multiply[form] is not None
         and not (form == "bf16" and "amx_bf16" in flags())
-        and weight.dtype == torch.bfloat16
+        and weight.dtype == (torch.float32 if form == "f32" else torch.bfloat16)
         and weight.device.type == "cpu"
         and weight.shape[1] % together == 0
     )
@@ -144,7 +148,9 @@ def pack(
     panels = -(-n // width)
     scales: tuple[Tensor, ...] = ()
     offsets: tuple[Tensor, ...] = ()
-    if form == "bf16":
+    if form == "f32":
+        out = zeros_on_demand((panels, k, _PANEL), torch.float32, huge=True)
+    elif form == "bf16":
         out = zeros_on_demand((panels, k // 2, _PANEL, 2), torch.bfloat16, huge=True)
     elif form == "int8":
         out = zeros_on_demand((panels, k // 4, _PANEL, 4), torch.int8, huge=True)
@@ -153,7 +159,7 @@ def pack(
     else:
         out = zeros_on_demand((panels, k // GROUP, _GROUP_BYTES), torch.uint8, huge=True)
         offsets = tuple(torch.empty(n) for _ in weights)
-    function = {"bf16": _pack_bf16, "int8": _pack_int8, "int4": _pack_int4}[form]
+    function = {"f32": _pack_f32, "bf16": _pack_bf16, "int8": _pack_int8, "int4": _pack_int4}[form]
     for i, weight in enumerate(weights):
         rows = weight.contiguous()
         beside = [t[i].data_ptr() for t in (scales, offsets) if t]
@@ -186,7 +192,7 @@ def behind(norm: RowNorm, packed: Packed) -> Packed:
 
 
 def multiply(packed: Packed | DeviceMatrix, x: Tensor, residual: Tensor | None = None) -> Tensor:
-    """norm(x) @ weight.T + bias + residual. x: [T, in] bfloat16; residual: [T, n] bfloat16 -> [T, n]."""
+    """norm(x) @ weight.T + bias + residual. x: [T, in] bfloat16 (f32: float32); residual: [T, n] -> [T, n]."""
     if not isinstance(packed, Packed):
         from penstock.kernels.triton import product
 
@@ -211,7 +217,7 @@ def multiply(packed: Packed | DeviceMatrix, x: Tensor, residual: Tensor | None =
 
 
 def multiply_gated(packed: Packed | DeviceMatrix, x: Tensor) -> Tensor:
-    """activation(x @ gate.T + gate_bias) * (x @ up.T + up_bias), x or its norm. x: [T, in] bfloat16 -> [T, n]."""
+    """activation(x @ gate.T + gate_bias) * (x @ up.T + up_bias), x or its norm. x, as there: [T, in] -> [T, n]."""
     if not isinstance(packed, Packed):
         return multiply(packed, x)
     x = x if x.stride(1) == 1 else x.contiguous()
@@ -288,7 +294,7 @@ def quantize_columns(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def _scratch(packed: Packed, x: Tensor) -> Tensor | None:
     """Where quantized rows, a byte a number, and their scales go, or normed ones."""
-    if packed.form == "bf16":
+    if packed.form in ("f32", "bf16"):
         return None if packed.norm is None else x.new_empty(x.shape[0] * packed.k)
     return x.new_empty(x.shape[0] * (packed.k + 4) // 2)
 

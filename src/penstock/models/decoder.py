@@ -53,6 +53,11 @@ class Decoder:
         """
         return cls(config, load_decoder(entries, config, names, dtype, form, positions, device), dtype, positions)
 
+    def take(self, layers: list[LayerWeights]) -> None:
+        """Compute with these layers from now on."""
+        self.weights.layers[:] = layers
+        self._layers = [fused(layer, self.config) for layer in layers]
+
     def new_cache(self, num_blocks: int, block_size: int, dtype: torch.dtype | None = None) -> KVCache:
         """An empty cache beside the weights, of their type unless `dtype` says another."""
         shape = (num_blocks, self.config.num_kv_heads, block_size, self.config.head_width)

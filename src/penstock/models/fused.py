@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TypeVar, cast
 
 from penstock.formats.dense import Gated, GatedPanels, Linear, Panels
+from penstock.formats.smoothed import Smoothed, SmoothedGated
 from penstock.kernels import products
 from penstock.kernels.products import Packed
 from penstock.models.attention import FusedQkv
@@ -45,6 +46,8 @@ def _mlp(norm: Norm | None, mlp: Mlp) -> Mlp | None:
 def _behind(norm: Norm | None, product: P) -> P | None:
     """The product with a norm before it; None where it cannot have one."""
     rows = row_norm(norm)
+    if rows is not None and isinstance(product, (Smoothed, SmoothedGated)):
+        rows, product = rows.scaled(product.inverse), product.product
     if rows is None or not isinstance(product, (Panels, GatedPanels)) or not isinstance(product.packed, Packed):
         return None
     return cast(P, replace(product, packed=products.behind(rows, product.packed)))

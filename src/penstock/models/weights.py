@@ -69,6 +69,11 @@ def load_decoder(
     return _Loader(source, positions).decoder()
 
 
+def load_mlp(source: Source, prefix: str) -> Mlp:
+    """The dense MLP of a layer."""
+    return _Loader(source, 1).mlp(prefix)
+
+
 class _Loader:
     """Builds the parts of a decoder from a checkpoint."""
 
@@ -99,7 +104,7 @@ class _Loader:
             layers=layers,
             final_norm=self.source.norm(base, names.final_norm, c.hidden_size),
             project_out=self.projection(names.project_out, wide, c.hidden_size),
-            head=self.form.load(self.head(embedding), head_bias),
+            head=self.output(self.head(embedding), head_bias, embedding),
         )
 
     def layer(self, i: int) -> LayerWeights:
@@ -194,6 +199,12 @@ class _Loader:
             self.form.load_gated(first, second, self.config.activation),
             self.form.load(stacked(names.experts_down, hidden, wide)),
         )
+
+    def output(self, head: Tensor, bias: Tensor | None, embedding: Tensor) -> Linear:
+        """The product with the output matrix. A float32 table serves as that too: a packed copy would be as large."""
+        if head is embedding and head.dtype == torch.float32 and self.form.weight_bytes is None:
+            return Plain(head, bias)
+        return self.form.load(head, bias)
 
     def head(self, embedding: Tensor) -> Tensor:
         """The output matrix. A checkpoint that says it is tied but stores another one means the other."""

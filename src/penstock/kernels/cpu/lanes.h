@@ -21,6 +21,8 @@ typedef int32_t Ints __attribute__((vector_size(64), may_alias));  // GCC keeps 
 
 inline Floats fmadd(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
 inline Ints madd16(Ints a, Ints b) { return (Ints)_mm512_madd_epi16((__m512i)a, (__m512i)b); }
+inline Ints madd8(Ints a, Ints b) { return (Ints)_mm512_maddubs_epi16((__m512i)a, (__m512i)b); }
+inline Ints add16(Ints a, Ints b) { return (Ints)_mm512_add_epi16((__m512i)a, (__m512i)b); }
 inline Ints low16(Ints x) { return (Ints)_mm512_srai_epi16(_mm512_slli_epi16((__m512i)x, 8), 8); }
 inline Ints high16(Ints x) { return (Ints)_mm512_srai_epi16((__m512i)x, 8); }
 inline Floats to_floats(Ints x) { return _mm512_cvtepi32_ps((__m512i)x); }
@@ -33,6 +35,8 @@ typedef int32_t Ints __attribute__((vector_size(32), may_alias));
 
 inline Floats fmadd(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
 inline Ints madd16(Ints a, Ints b) { return (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
+inline Ints madd8(Ints a, Ints b) { return (Ints)_mm256_maddubs_epi16((__m256i)a, (__m256i)b); }
+inline Ints add16(Ints a, Ints b) { return (Ints)_mm256_add_epi16((__m256i)a, (__m256i)b); }
 inline Ints low16(Ints x) { return (Ints)_mm256_srai_epi16(_mm256_slli_epi16((__m256i)x, 8), 8); }
 inline Ints high16(Ints x) { return (Ints)_mm256_srai_epi16((__m256i)x, 8); }
 inline Floats to_floats(Ints x) { return _mm256_cvtepi32_ps((__m256i)x); }
@@ -67,7 +71,7 @@ inline Floats to_floats(Ints x) { return vcvtq_f32_s32((int32x4_t)x); }
 #endif
 
 // low16, high16: of every lane the bytes 0 and 2, or 1 and 3, each as 16 signed bits. madd16: products of 16 bits, two of a
-// lane added.
+// lane added. madd8, of AVX2 on: products of 8 unsigned with 8 signed bits, neighbours added in 16; add16: sums of these.
 
 inline Ints every(int32_t x) { return Ints{} + x; }
 inline Floats every(float x) { return Floats{} + x; }

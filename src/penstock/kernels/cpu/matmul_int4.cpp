@@ -15,11 +15,39 @@ constexpr int kGroup = 32;                              // inputs that share a s
 constexpr int kQuads = kGroup / 4;
 constexpr int kGroupBytes = kPanel * 2 + kQuads * 128;  // scales and weights of a group of a panel
 
+#if defined(__AVX2__) && !defined(__AVX512VNNI__) && !defined(__AVXVNNI__)
+
+// Products of 8 with 4 bits, added in 16: two of at most 255 * 8 for each of the quads of a group fit exactly, so a group is
+// widened once, and not each of its products.
+struct Int4Dot {
+    static constexpr int kRows = 4, kWidth = kLanes == 16 ? 4 : 2;
+    using Vector = Ints;
+    using Row = Ints;
+    using Column = Ints;
+    static_assert(kQuads * 2 * 255 * 8 <= 32767);
+    static Row row(const char *from) {
+        int32_t bytes;
+        std::memcpy(&bytes, from, sizeof bytes);
+        return every(bytes);
+    }
+    static Column column(const char *from) { return load_ints(from); }
+    static Vector add(Vector sum, Row row, Column column) { return add16(sum, madd8(row, column)); }
+    static Ints total(Vector sum) { return madd16(sum, every(0x00010001)); }
+};
+
+#else
+
+struct Int4Dot : Int8Dot {
+    static Ints total(Vector sum) { return sum; }
+};
+
+#endif
+
 // sums[ROWS][64] (+)= scales[64] * (rows[ROWS][kGroup] x weights[kQuads][64][4]). FETCH lines a quad from `next` on.
 template <int ROWS, int FETCH>
 void tile(const uint8_t *rows, int64_t stride, const int8_t *weights, const float *scales, float *sums, bool first,
           const char *next) {
-    constexpr int kWidth = Int8Dot::kWidth, kColumns = kWidth * kLanes;
+    constexpr int kWidth = Int4Dot::kWidth, kColumns = kWidth * kLanes;
     for (int part = 0; part < kPanel; part += kColumns) {
         Ints sum[ROWS][kWidth];
         for (int r = 0; r < ROWS; r++) {
@@ -27,17 +55,17 @@ void tile(const uint8_t *rows, int64_t stride, const int8_t *weights, const floa
         }
 #pragma GCC unroll 2
         for (int i = 0; i < kQuads; i++) {
-            Int8Dot::Column columns[kWidth];
+            Int4Dot::Column columns[kWidth];
             for (int j = 0; j < kWidth; j++) {
-                columns[j] = Int8Dot::column(reinterpret_cast<const char *>(weights) + (i * kPanel + part + j * kLanes) * 4);
+                columns[j] = Int4Dot::column(reinterpret_cast<const char *>(weights) + (i * kPanel + part + j * kLanes) * 4);
             }
             if (part == 0) {
                 for (int line = 0; line < FETCH; line++) __builtin_prefetch(next + (i * FETCH + line) * 64);
             }
 #pragma GCC unroll 6
             for (int r = 0; r < ROWS; r++) {
-                const Int8Dot::Row row = Int8Dot::row(reinterpret_cast<const char *>(rows) + r * stride + i * 4);
-                for (int j = 0; j < kWidth; j++) sum[r][j] = Int8Dot::add(sum[r][j], row, columns[j]);
+                const Int4Dot::Row row = Int4Dot::row(reinterpret_cast<const char *>(rows) + r * stride + i * 4);
+                for (int j = 0; j < kWidth; j++) sum[r][j] = Int4Dot::add(sum[r][j], row, columns[j]);
             }
         }
         for (int r = 0; r < ROWS; r++) {
@@ -45,7 +73,7 @@ void tile(const uint8_t *rows, int64_t stride, const int8_t *weights, const floa
                 float *to = sums + r * kPanel + part + j * kLanes;
                 const Floats scale = *reinterpret_cast<const Floats *>(scales + part + j * kLanes);
                 const Floats before = first ? Floats{} : *reinterpret_cast<const Floats *>(to);
-                *reinterpret_cast<Floats *>(to) = fmadd(to_floats(sum[r][j]), scale, before);
+                *reinterpret_cast<Floats *>(to) = fmadd(to_floats(Int4Dot::total(sum[r][j])), scale, before);
             }
         }
     }
@@ -61,7 +89,7 @@ void tile_of(int count, const uint8_t *rows, int64_t stride, const int8_t *weigh
         case 4: return tile<4, FETCH>(rows, stride, weights, scales, sums, first, next);
         default: break;
     }
-    if constexpr (Int8Dot::kRows > 4) {
+    if constexpr (Int4Dot::kRows > 4) {
         if (count == 5) return tile<5, FETCH>(rows, stride, weights, scales, sums, first, next);
         return tile<6, FETCH>(rows, stride, weights, scales, sums, first, next);
     }
@@ -69,7 +97,7 @@ void tile_of(int count, const uint8_t *rows, int64_t stride, const int8_t *weigh
 
 // sums[rows][64] = x[rows][k] x one panel.
 void panel_product(const uint8_t *x, int64_t k, const char *panel, float *sums, int rows) {
-    const int tiles = (rows + Int8Dot::kRows - 1) / Int8Dot::kRows;
+    const int tiles = (rows + Int4Dot::kRows - 1) / Int4Dot::kRows;
     alignas(64) int8_t weights[kQuads * 256];
     alignas(64) float scales[kPanel];
     for (int64_t group = 0; group < k / kGroup; group++, panel += kGroupBytes) {
@@ -175,7 +203,7 @@ extern "C" {
 
 // weight: [n, k] contiguous bfloat16, k a multiple of the group, quantized into columns [offset, offset + width) of the
 // panels of `out`: 64 wide alone, or two matrices of 32 side by side. out: [panels][k / group][kGroupBytes], zeroed.
-// offsets: [n], 128 times the sum of each column.
+// offsets: [n], see kRaised.
 void penstock_pack_int4(const uint16_t *weight, uint8_t *out, float *offsets, int64_t n, int64_t k, int64_t offset,
                         int64_t width) {
 #pragma omp parallel for schedule(dynamic)
@@ -200,7 +228,7 @@ void penstock_pack_int4(const uint16_t *weight, uint8_t *out, float *offsets, in
                     to[kPanel * 2 + i / 4 * 128 + place + i % 4] |= static_cast<uint8_t>(static_cast<int>(q + 8) << shift);
                 }
             }
-            offsets[row] = 128.0f * total;
+            offsets[row] = kRaised * total;
         }
     }
 }

@@ -42,7 +42,7 @@ using namespace penstock;
 extern "C" {
 
 // weight: [n, k] contiguous bfloat16, k a multiple of 4, quantized into columns [offset, offset + width) of the panels of
-// `out`: see pack_panels. scales: [n], the largest of each row / 127; offsets: [n], 128 times the sum of each column.
+// `out`: see pack_panels. scales: [n], the largest of each row / 127; offsets: [n], see kRaised.
 void penstock_pack_int8(const uint16_t *weight, int8_t *out, float *scales, int32_t *offsets, int64_t n, int64_t k,
                         int64_t offset, int64_t width) {
 #pragma omp parallel for schedule(dynamic)
@@ -71,7 +71,7 @@ void penstock_pack_int8(const uint16_t *weight, int8_t *out, float *scales, int3
                 for (int i = 0; i < count; i += 4) std::memcpy(panel + (start + i) * kPanel, values + i, 4);
             }
             scales[row] = top / 127.0f;
-            offsets[row] = total * 128;
+            offsets[row] = total * kRaised;
             panel += 4;
         }
     }

@@ -5,75 +5,66 @@
 namespace penstock {
 namespace {
 
-// A row whose norm is value(i) * inverse. The inverse of an rms is known only when all numbers have been seen, but neither
-// what is quantized nor its rounding depends on it: `square` may be summed while the largest is looked for.
+// A row and what its norm is made with. Alone or on its way to 8 bits, the norm is the same bits: rows with adapters take it
+// alone, and must not change what their neighbours get.
 template <int KIND>
 struct Row {
     const bf16 *x, *weight, *bias;
-    float mean = 0, deviation = 0, inverse = 1;
+    float mean = 0, inverse = 1;
 
     Row(const penstock_norm &norm, const uint16_t *from, int64_t n)
         : x(reinterpret_cast<const bf16 *>(from)),
           weight(reinterpret_cast<const bf16 *>(norm.weight)),
           bias(reinterpret_cast<const bf16 *>(norm.bias)) {
-        if (KIND != kLayerNorm && KIND != kLayerNormWithBias) return;
-        float sum = 0, square = 0;
+        if (KIND == kNoNorm) return;
+        if (KIND != kRmsNorm) {
+            float sum = 0;
 #pragma omp simd reduction(+ : sum)
-        for (int64_t i = 0; i < n; i++) sum += widen(x[i]);
-        mean = sum / static_cast<float>(n);
+            for (int64_t i = 0; i < n; i++) sum += widen(x[i]);
+            mean = sum / static_cast<float>(n);
+        }
+        float square = 0;
         const float middle = mean;
 #pragma omp simd reduction(+ : square)
         for (int64_t i = 0; i < n; i++) square += (widen(x[i]) - middle) * (widen(x[i]) - middle);
-        deviation = std::sqrt(square / static_cast<float>(n) + norm.eps);
-        inverse = 1.0f / deviation;
+        inverse = 1.0f / std::sqrt(square / static_cast<float>(n) + norm.eps);
     }
 
-    float value(int64_t i) const {
-        if (KIND == kNoNorm) return widen(x[i]);
-        if (KIND == kRmsNorm) return widen(x[i]) * widen(weight[i]);
-        const float scaled = (widen(x[i]) - mean) * widen(weight[i]);
-        return KIND == kLayerNorm ? scaled : scaled + widen(bias[i]) * deviation;
+    bf16 operator[](int64_t i) const {
+        if (KIND == kNoNorm) return x[i];
+        float value = (KIND == kRmsNorm ? widen(x[i]) : widen(x[i]) - mean) * inverse * widen(weight[i]);
+        if (KIND == kLayerNormWithBias) value += widen(bias[i]);
+        bf16 result;
+        narrow(value, result);
+        return result;
     }
 };
 
-inline float inverse_rms(float square, int64_t n, float eps) {
-    return 1.0f / std::sqrt(square / static_cast<float>(n) + eps);
-}
-
 template <int KIND>
 void norm_row(const penstock_norm &norm, const uint16_t *x, uint16_t *out, int64_t n) {
-    Row<KIND> row(norm, x, n);
-    if (KIND == kRmsNorm) {
-        float square = 0;
-#pragma omp simd reduction(+ : square)
-        for (int64_t i = 0; i < n; i++) square += widen(row.x[i]) * widen(row.x[i]);
-        row.inverse = inverse_rms(square, n, norm.eps);
-    }
-    bf16 *to = reinterpret_cast<bf16 *>(out);
+    const Row<KIND> row(norm, x, n);
 #pragma omp simd
-    for (int64_t i = 0; i < n; i++) narrow(row.value(i) * row.inverse, to[i]);
+    for (int64_t i = 0; i < n; i++) out[i] = row[i].bits;
 }
 
 template <int KIND>
 void quantize_row(const penstock_norm &norm, const uint16_t *x, uint8_t *out, float &scale, int64_t n) {
-    Row<KIND> row(norm, x, n);
-    float top = 0, square = 0;
+    const Row<KIND> row(norm, x, n);
+    float top = 0;
     int broken = 0;
-#pragma omp simd reduction(max : top) reduction(| : broken) reduction(+ : square)
+#pragma omp simd reduction(max : top) reduction(| : broken)
     for (int64_t i = 0; i < n; i++) {
-        const float size = std::fabs(row.value(i));
+        const float size = std::fabs(widen(row[i]));
         top = size > top ? size : top;
         broken |= !(size <= std::numeric_limits<float>::max());
-        if (KIND == kRmsNorm) square += widen(row.x[i]) * widen(row.x[i]);
     }
-    if (KIND == kRmsNorm) row.inverse = inverse_rms(square, n, norm.eps);
     const float step = top / 127.0f, inverse = top > 1e-30f && !broken ? 1.0f / step : 0.0f;
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) {
-        const float value = broken ? 0.0f : row.value(i) * inverse;
+        const float value = broken ? 0.0f : widen(row[i]) * inverse;
         out[i] = static_cast<uint8_t>(static_cast<int32_t>(value + 128.5f));
     }
-    scale = broken ? std::numeric_limits<float>::quiet_NaN() : step * row.inverse;
+    scale = broken ? std::numeric_limits<float>::quiet_NaN() : step;
 }
 
 constexpr int64_t kAlone = 16384;  // numbers that one thread is faster with

@@ -26,8 +26,8 @@ extern "C" {
 struct penstock_matrix {
     const void *weights;          // panels
     const float *scales[2];       // of 8-bit columns
-    const void *offsets[2];       // of quantized columns, what the 128 that rows are stored up adds to a sum
-    const uint16_t *biases[2];    // bfloat16, or null
+    const void *offsets[2];       // of quantized columns, what is too much in a sum because rows are stored 128 up
+    const void *biases[2];        // of the type of the rows, or null
     int64_t n, k, activation;
     penstock_norm norm;
 };
@@ -79,12 +79,12 @@ struct Bf16Dot {
     };
     using Column = Row;
     static Row row(const char *from) {
-        bf16 pair[2];
-        std::memcpy(pair, from, sizeof pair);
-        return {every(widen(pair[0])), every(widen(pair[1]))};
+        int32_t pair;
+        std::memcpy(&pair, from, sizeof pair);
+        return widened(every(pair));
     }
-    static Column column(const char *from) {
-        const Ints pairs = load_ints(from);
+    static Column column(const char *from) { return widened(load_ints(from)); }
+    static Row widened(Ints pairs) {
         return {as_floats(pairs << 16), as_floats(pairs & static_cast<int32_t>(0xffff0000))};
     }
     static Vector add(Vector sum, const Row &row, const Column &column) {
@@ -94,6 +94,22 @@ struct Bf16Dot {
 
 #endif
 
+// One float32.
+struct F32Dot {
+    static constexpr int kRows = kLanes == 4 ? 4 : 6, kWidth = kLanes == 16 ? 4 : 2;
+    using Sum = float;
+    using Vector = Floats;
+    using Row = Floats;
+    using Column = Floats;
+    static Row row(const char *from) {
+        float number;
+        std::memcpy(&number, from, sizeof number);
+        return every(number);
+    }
+    static Column column(const char *from) { return as_floats(load_ints(from)); }
+    static Vector add(Vector sum, Row row, Column column) { return fmadd(row, column, sum); }
+};
+
 #ifdef __AVX512VNNI__
 
 // Four products of unsigned with signed 8 bits, summed in int32 (vpdpbusd).
@@ -102,6 +118,46 @@ struct Int8Dot : WholeBytes {
     using Vector = Ints;
     static Vector add(Vector sum, Row row, Column column) {
         return (Ints)_mm512_dpbusd_epi32((__m512i)sum, row, column);
+    }
+};
+
+#elif defined(__AVXVNNI__)
+
+// The same, eight columns at a time.
+struct Int8Dot {
+    static constexpr int kRows = 6, kWidth = 2;
+    using Sum = int32_t;
+    using Vector = Ints;
+    using Row = Ints;
+    using Column = Ints;
+    static Row row(const char *from) {
+        int32_t bytes;
+        std::memcpy(&bytes, from, sizeof bytes);
+        return every(bytes);
+    }
+    static Column column(const char *from) { return load_ints(from); }
+    static Vector add(Vector sum, Row row, Column column) {
+        return (Ints)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)row, (__m256i)column);
+    }
+};
+
+#elif defined(__ARM_FEATURE_DOTPROD)
+
+// The same of signed with signed: rows come down again by what they were stored up.
+struct Int8Dot {
+    static constexpr int kRows = 6, kWidth = 4;
+    using Sum = int32_t;
+    using Vector = Ints;
+    using Row = Ints;
+    using Column = Ints;
+    static Row row(const char *from) {
+        uint32_t bytes;
+        std::memcpy(&bytes, from, sizeof bytes);
+        return every(static_cast<int32_t>(bytes ^ 0x80808080u));
+    }
+    static Column column(const char *from) { return load_ints(from); }
+    static Vector add(Vector sum, Row row, Column column) {
+        return (Ints)vdotq_s32((int32x4_t)sum, (int8x16_t)row, (int8x16_t)column);
     }
 };
 
@@ -117,9 +173,9 @@ struct Int8Dot {
     };
     using Column = Row;
     static Row row(const char *from) {
-        uint32_t quad;
+        int32_t quad;
         std::memcpy(&quad, from, sizeof quad);
-        return {every(static_cast<int32_t>(quad & 0x00ff00ff)), every(static_cast<int32_t>(quad >> 8 & 0x00ff00ff))};
+        return {every(quad) & 0x00ff00ff, every(quad) >> 8 & 0x00ff00ff};
     }
     static Column column(const char *from) {
         const Ints quads = load_ints(from);
@@ -130,6 +186,13 @@ struct Int8Dot {
     }
 };
 
+#endif
+
+// What the number that rows are stored up adds to a product, for each unit of a column's sum.
+#if defined(__ARM_FEATURE_DOTPROD)
+constexpr int kRaised = 0;
+#else
+constexpr int kRaised = 128;
 #endif
 
 // sums[ROWS][64] (+)= rows[ROWS][4 * quads] x weights[quads][64][4]. FETCH lines a quad are fetched from `next` on.
@@ -260,7 +323,8 @@ inline float activate(float x) {
 
 // What follows a product, for one row of a panel. Every optional part is a loop of its own: the compiler does not make
 // vectors of a loop that asks for each number whether there is a bias. bias, add: null or `width` numbers.
-inline void write_row(float *values, int width, const bf16 *bias, const bf16 *add, bf16 *out) {
+template <typename T>
+void write_row(float *values, int width, const T *bias, const T *add, T *out) {
     if (bias) {
 #pragma omp simd
         for (int c = 0; c < width; c++) values[c] += widen(bias[c]);
@@ -274,8 +338,8 @@ inline void write_row(float *values, int width, const bf16 *bias, const bf16 *ad
 }
 
 // values: gates, and the numbers they open kPanel / 2 further on.
-template <int ACTIVATION>
-inline void write_gated_row(float *values, int width, const bf16 *gate_bias, const bf16 *up_bias, bf16 *out) {
+template <int ACTIVATION, typename T>
+void write_gated_row(float *values, int width, const T *gate_bias, const T *up_bias, T *out) {
     float *up = values + kPanel / 2;
     if (gate_bias) {
 #pragma omp simd
@@ -289,8 +353,9 @@ inline void write_gated_row(float *values, int width, const bf16 *gate_bias, con
     for (int c = 0; c < width; c++) narrow(activate<ACTIVATION>(values[c]) * up[c], out[c]);
 }
 
-inline const bf16 *from(const uint16_t *numbers, int64_t at) {
-    return numbers ? reinterpret_cast<const bf16 *>(numbers) + at : nullptr;
+template <typename T = bf16>
+const T *from(const void *numbers, int64_t at) {
+    return numbers ? static_cast<const T *>(numbers) + at : nullptr;
 }
 
 // Rows of activations as the dot of 8 bits takes them: their norms, where the matrix has one, round(y / scale) + 128. They lie
