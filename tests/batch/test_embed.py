@@ -17,6 +17,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from penstock.text.tokenizer import load_tokenizer
+from tests.checkpoints import save_tiny
 from tests.process import check_error, command, environment, penstock
 
 TEXTS = ["the quick brown fox", "jumps", "over a lazy dog while seven wizards make toxic brew " * 4, "an evil queen 42"]
@@ -110,6 +111,14 @@ def test_parquet(tiny_llama: Path, rows: Path, tmp_path: Path, truth: list[np.nd
     whole = parquet.read_table(tmp_path / "none.parquet").to_pydict()
     for ours, states in zip(whole["layer_3"], truth, strict=True):
         close(np.array(ours, np.float32), states[3])
+
+
+def test_layers_of_a_model_within_a_model(rows: Path, tmp_path: Path) -> None:
+    """Its config.json says how many in the part about the decoder."""
+    folder, out = save_tiny(tmp_path / "model", "gemma-3-4b"), tmp_path / "out.npz"
+    done = penstock("embed", folder, "-i", rows, "-o", out, "--layers", "0,-1", home=tmp_path)
+    assert done.returncode == 0, done.stderr.decode()
+    assert {"layer_0", "layer_3"} <= read(out).keys()
 
 
 def test_rows_with_errors_keep_their_place(tiny_llama: Path, tmp_path: Path) -> None:

@@ -144,19 +144,7 @@ def _embed(model: str, output: Path, options: dict[str, Any]) -> Summary:
 
 def _layers(asked: str, folder: Path) -> tuple[int, ...]:
     """The numbers of the hidden states that the option means, from 0. Raises UsageError."""
-    from penstock.hub.config import read_config
-
-    raw = read_config(folder)
-    count = next(
-        (
-            raw[key]
-            for key in ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-            if isinstance(raw.get(key), int)
-        ),
-        0,
-    )
-    if count < 1:
-        raise ModelError(f"The config.json in {folder} does not say how many layers the model has.")
+    count = _layer_count(folder)
     if asked.strip() == "all":
         return tuple(range(count + 1))
     try:
@@ -172,6 +160,24 @@ def _layers(asked: str, folder: Path) -> tuple[int, ...]:
             "0 is what goes into the first layer, -1 (the last) what comes out behind the final norm.",
         )
     return found
+
+
+def _layer_count(folder: Path) -> int:
+    """How many layers the model has; an encoder-decoder's encoder. Raises ModelError."""
+    from penstock.hub.config import read_config
+    from penstock.models.encoder_decoder.config import encodes, read_encoder_decoder
+    from penstock.models.families import describe, is_described
+
+    raw = read_config(folder)
+    if is_described(raw):
+        return describe(folder)[0].num_layers
+    if encodes(folder):
+        return read_encoder_decoder(folder).encoder_layers
+    keys = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+    count = next((raw[key] for key in keys if isinstance(raw.get(key), int)), 0)
+    if count < 1:
+        raise ModelError(f"The config.json in {folder} does not say how many layers the model has.")
+    return int(count)
 
 
 def _record(snapshot: Snapshot, rows: RowFile, found: InputSummary, parameters: dict[str, Any]) -> RunRecord:
