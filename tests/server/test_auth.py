@@ -54,7 +54,8 @@ def test_the_key_is_checked_before_the_body(server: Server) -> None:
     assert server.post("/generate", "not json", Authorization="").status == 401
 
 
-FOREIGN = ["evil.example", "evil.example:3000", "a/?", "localhost.evil.example", "", "evil@localhost"]
+FOREIGN = ["evil.example", "evil.example:3000", "a/?", "localhost.evil.example", "", "evil@localhost",
+           "localhost\r\nHost: evil.example"]  # fmt: skip
 OWN = ["localhost", "localhost:8080", "127.0.0.1:1", "[::1]:3000", "10.1.2.3", "x.localhost"]
 
 

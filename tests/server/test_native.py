@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,18 @@ def test_streaming_equals_whole_answers(server: Server) -> None:
     details = events[-1]["details"]
     assert list(details) == ["finish_reason", "generated_tokens", "seed", "input_length"]
     assert details["input_length"] == len(tokenizer_ids(server, PROMPT))
+
+
+def test_a_stream_for_http_1_0_has_no_chunks(server: Server) -> None:
+    """It ends with the connection, as old clients and proxies expect."""
+    body = json.dumps({"inputs": PROMPT, "parameters": GREEDY})
+    head = f"POST /generate_stream HTTP/1.0\r\nAuthorization: Bearer {server.key}\r\nContent-Type: application/json\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), 10) as sock:
+        sock.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+        answer, _, stream = b"".join(iter(lambda: sock.recv(65536), b"")).partition(b"\r\n\r\n")
+    assert b"connection: close" in answer
+    assert b"transfer-encoding" not in answer
+    assert stream == server.post("/generate_stream", body).body
 
 
 def test_the_root_route_answers_a_list_or_a_stream(server: Server) -> None:

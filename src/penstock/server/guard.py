@@ -44,7 +44,8 @@ class Guard:
         if scope["type"] != "http":
             return
         exchange = Exchange(scope, receive, send)
-        if self._check_host and not self._host_allowed(exchange.header(b"host")):
+        hosts = [value for name, value in exchange.headers if name == b"host"]  # none is HTTP/1.0; browsers send one
+        if self._check_host and not all(map(self._host_allowed, hosts)):
             with journal.entry(exchange):
                 await exchange.refuse(Refusal(403, "This server is not known under that host name", "forbidden"))
             return
@@ -67,9 +68,7 @@ class Guard:
         scope["penstock.headers"] = origin
         await self._app(scope, receive, send)
 
-    def _host_allowed(self, header: bytes | None) -> bool:
-        if header is None:
-            return True  # HTTP/1.0; browsers always send one
+    def _host_allowed(self, header: bytes) -> bool:
         match = _HOST.fullmatch(header.decode("latin-1").lower())
         if match is None:
             return False

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from penstock.server.guard import App
 
@@ -72,6 +72,8 @@ class BoundedProtocol(HttpToolsProtocol):
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
         if size <= MAX_HEADER_BYTES and len(self.headers) <= MAX_HEADERS:
             super().on_headers_complete()
+            if self.parser.get_http_version() == "1.0":
+                _without_chunks(self.cycle)
             return
         app, self.app = self.app, _too_large
         try:
@@ -94,6 +96,23 @@ class BoundedProtocol(HttpToolsProtocol):
         if not answering and not self.transport.is_closing():
             self.transport.write(_LATE)
             self.transport.close()
+
+
+def _without_chunks(cycle: RequestResponseCycle) -> None:
+    """HTTP/1.0 knows no chunks: a body whose length is not told ends with the connection."""
+    send, unframed = cycle.send, False
+
+    async def plain(message: Any) -> None:
+        nonlocal unframed
+        if message["type"] == "http.response.start":
+            unframed = all(name != b"content-length" for name, _ in message["headers"])
+            if unframed:
+                cycle.chunked_encoding = False
+        elif unframed:
+            cycle.expected_content_length = len(message.get("body", b""))
+        await send(message)
+
+    cycle.send = plain  # type: ignore[method-assign]
 
 
 class _Flow:
