@@ -96,7 +96,43 @@ def test_mistakes(chaos: Chaos) -> None:
     check_error(chaos.run("farm", "submit", *args, "--partitions", "gpus"), 2, "no partition 'gpus'", "main")
     check_error(chaos.run("farm", "submit", *args, "--partitions", "main:3"), 2, "contradict")
     check_error(chaos.run("farm", "submit", *args, "--partitions", "main", "--time", "soon"), 2, "--time 'soon'")
+    check_error(chaos.run("farm", "submit", *args, "--profile", "mian:threads=1"), 2, "no partition 'mian'", "main")
+    check_error(chaos.run("farm", "submit", *args, "--profile", "main:quantize=q4"), 2, "quantize", "int4")
+    chaos.checked("farm", "submit", *args, "--profile", "main:quantize=int4", "--dry-run")  # it decides nothing
     assert not chaos.farm.exists()
+
+
+def test_partitions_that_differ(chaos: Chaos) -> None:
+    """Each partition computes with its own numbers and batch; what Slurm refuses can be asked for again, rightly."""
+    prompts = chaos.home / "p.txt"
+    write_prompts(prompts, 4000)
+    args = ("-i", prompts, "-m", "demo", "-o", chaos.farm, "--max-new-tokens", "32", "--shard-rows", "16", *ENGINE)
+    own = ["--profile=main:quantize=int8,cpus=2", "--profile=low:quantize=int4,max-batch-total-tokens=8192,cpus=1"]
+    three = ("--partitions", "main:1,low:1,brief:1", "--workers", "3")
+    refused = chaos.run("farm", "submit", *args, *three, *own, "--profile=brief:dtype=float32,gpus=9")
+    check_error(refused, 2, "Slurm refuses")
+    assert "workers in main: 1" in refused.stderr.decode()  # which work already
+    plan = (
+        "--partitions",
+        "brief:1",
+        "--workers",
+        "1",
+        *own,
+        "--profile=brief:dtype=float32,max-batch-total-tokens=4096,gpus=0",
+    )
+    late = chaos.run("farm", "submit", *args, *plan, "--time", "5:00")
+    assert "WARNING: brief: 1 wait, PartitionConfig" in late.stderr.decode()
+    chaos.checked("farm", "submit", *args, *plan, "--time", "1:00")
+    until = time.monotonic() + 90
+    while {group["name"] for group in status(chaos)["partitions"] if group["rows"]} != {"main", "low", "brief"}:
+        assert time.monotonic() < until, status(chaos)
+        time.sleep(0.3)
+    logs = "".join(file.read_text() for file in (chaos.farm / "logs").iterdir())
+    for said in ("in int8", "in int4", "decoder in float32", "KV 16384 ", "KV 8192 ", "KV 4096 "):
+        assert said in logs, logs
+    chaos.run("farm", "merge", chaos.farm, "--partial")
+    answers = [json.loads(line) for line in (chaos.farm / "output.jsonl").read_text().splitlines()]
+    assert {answer["profile"] for answer in answers} == {"main", "low", "brief"}
 
 
 @pytest.mark.parametrize(

@@ -51,8 +51,8 @@ def status(folder: Path, watch: bool, every: float, as_json: bool) -> None:
             if watch and sys.stdout.isatty():
                 click.clear()
             show(found)
-            for partition, reason in (jobs.reasons if jobs else {}).items():
-                click.echo(f"{partition}: {jobs.waiting[partition] if jobs else 0} jobs wait ({reason})")
+            for line in jobs.explained() if jobs else ():
+                click.echo(line)
         if not watch or found.complete:
             return
         time.sleep(every)

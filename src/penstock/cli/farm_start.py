@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from penstock.cli.options import COUNT, FiniteFloat, engine_options, find_model,
 from penstock.errors import PartialResults, UsageError
 
 if TYPE_CHECKING:
+    from penstock.batch.farm.prepare import Order
     from penstock.batch.farm.spool import Spool
     from penstock.cluster.workers import Submission
 
@@ -63,8 +64,11 @@ def run(source: str, output: str, workers: int | None, as_json: bool, **options:
 
     Interrupted or killed, the same command goes on where it was, and so does `penstock farm resume FARM`.
     """
-    spool = _prepare(source, output, options)
-    return run_here(spool, workers, as_json)
+    from penstock.batch.farm.prepare import prepare
+
+    order = _order(options)
+    spool = prepare(order, _folder(output), input_path(source), options["input_format"], shape_of(options))
+    return run_here(_check_wanted(spool), workers, as_json)
 
 
 @click.command(short_help="Start a farm's workers as Slurm jobs.")
@@ -92,9 +96,10 @@ def submit(source: str, output: str, partitions: str, workers: int, as_json: boo
     Each worker is a job of one node, so that the farm begins with the first node that is free. On a farm that is there
     already it adds workers. See how it goes with `penstock farm status FARM`.
     """
+    from penstock.batch.farm.prepare import draft, prepare
     from penstock.batch.farm.submission import shapes, submit_all
     from penstock.cluster.script import Resources, sbatch_flags, seconds_of
-    from penstock.cluster.workers import check_can_submit, script, shares
+    from penstock.cluster.workers import check_can_submit, check_partitions, script, shares
 
     check_can_submit()
     if options["time"] is not None:
@@ -104,12 +109,14 @@ def submit(source: str, output: str, partitions: str, workers: int, as_json: boo
         **{name: options[name] for name in ("account", "time", "gpus", "cpus", "mem", "qos", "constraint")},
         more=sbatch_flags(options["sbatch"]),
     )
-    spool = _prepare(source, output, options)
-    found = shapes(spool, counts, common, options["stage"], options["site"])
+    order, what = _order(options), (_folder(output), input_path(source), options["input_format"], shape_of(options))
+    check_partitions(set(order.profiles) - {""})
     if options["dry_run"]:
-        for shape in found:
+        for shape in shapes(draft(order, *what), counts, common, options["stage"], options["site"]):
             click.echo(script(shape))
         return
+    spool = _check_wanted(prepare(order, *what))
+    found = shapes(spool, counts, common, options["stage"], options["site"])
     if spool.complete():
         print(f"every row is answered: penstock farm merge {spool.folder}", file=sys.stderr)
         return
@@ -143,10 +150,10 @@ def resume(folder: Path, workers: int | None, as_json: bool) -> int | None:
     return None
 
 
-def _prepare(source: str, output: str, options: dict[str, Any]) -> Spool:
-    """Make the farm, or open the same one."""
+def _order(options: dict[str, Any]) -> Order:
+    """What is asked for."""
     from penstock.batch.farm.manifest import ENGINE_FIELDS, Profile, Timing, parse_profiles
-    from penstock.batch.farm.prepare import Order, prepare
+    from penstock.batch.farm.prepare import Order
     from penstock.cli.options import weight_format
 
     common = Profile(
@@ -157,7 +164,7 @@ def _prepare(source: str, output: str, options: dict[str, Any]) -> Spool:
     timing = Timing(
         lease=lease, beat=min(5.0, lease / 6), commit=options["commit"], idle=options["idle"], grace=options["grace"]
     )
-    order = Order(
+    return Order(
         model=options["model"],
         find=lambda name: find_model(name, options["revision"], options["offline"], options["trust_remote_code"]),
         parameters=parameters_of(options),
@@ -166,11 +173,17 @@ def _prepare(source: str, output: str, options: dict[str, Any]) -> Spool:
         timing=timing,
         stats=options["stats"],
     )
-    folder = Path(output).expanduser().resolve()
-    spool = prepare(order, folder, input_path(source), options["input_format"], shape_of(options))
+
+
+def _folder(output: str) -> Path:
+    return Path(output).expanduser().resolve()
+
+
+def _check_wanted(spool: Spool) -> Spool:
+    """Raise UsageError for a farm that was cancelled."""
     if spool.cancelled():
         raise UsageError(
-            f"The farm in {folder} was cancelled.", "", f"`penstock farm resume {folder}` goes on with it."
+            f"The farm in {spool.folder} was cancelled.", "", f"`penstock farm resume {spool.folder}` goes on with it."
         )
     return spool
 
@@ -225,10 +238,18 @@ def end(spool: Spool, failed: int, aside: int) -> int:
     return 0
 
 
-def _say_jobs(started: Sequence[Submission], as_json: bool) -> None:
+def _say_jobs(started: Iterable[Submission], as_json: bool) -> None:
+    """Tell of jobs as they are submitted, and warn of those that will never start."""
+    from penstock.cluster.workers import queue
+
+    told = []
     for entry in started:
-        print(f"job {entry.job}: {entry.workers} workers in {entry.partition}", file=sys.stderr)
+        print(f"job {entry.job}: workers in {entry.partition}: {entry.workers}", file=sys.stderr)
+        told.append(entry)
+    found = queue(told)
+    for line in found.explained(hopeless=True) if found else ():
+        print(f"WARNING: {line}", file=sys.stderr)
     if as_json:
         import msgspec
 
-        click.echo(msgspec.json.encode(started))
+        click.echo(msgspec.json.encode(told))

@@ -15,6 +15,7 @@ from penstock.cli.options import FiniteFloat, Whole
 
 if TYPE_CHECKING:
     from penstock.batch.farm.manifest import Manifest, ModelCopy, Profile
+    from penstock.batch.farm.spool import Spool
     from penstock.batch.farm.worker import Generate
     from penstock.batch.local import Progress
     from penstock.batch.rows import Row
@@ -25,6 +26,7 @@ farm_argument = click.argument("folder", metavar="FARM", type=click.Path(path_ty
 @click.command(short_help="One worker, as the jobs of a farm run it.")
 @farm_argument
 @click.option("--partition", default="local", show_default=True, metavar="NAME", help="Whose profile it takes.")
+@click.option("--settings", default="", metavar="NAME=VALUE,...", help="Instead of what that profile says.")
 @click.option("--rank", type=Whole(0), default=0, help="Of several workers of one job.")
 @click.option("--until", type=FiniteFloat(0), help="When its time is over, in seconds since 1970.  [default: Slurm's]")
 @click.option("--staged", metavar="DIR", help="A copy of the model on this node.")
@@ -34,6 +36,7 @@ farm_argument = click.argument("folder", metavar="FARM", type=click.Path(path_ty
 def worker(
     folder: Path,
     partition: str,
+    settings: str,
     rank: int,
     until: float | None,
     staged: str | None,
@@ -45,9 +48,11 @@ def worker(
 
     USR1 and TERM make it hand back what it holds and leave. Exit codes: 0 nothing left, 6 work left (start it again).
     """
+    from penstock.batch.farm.manifest import parse_settings
     from penstock.batch.farm.spool import Spool
 
     spool = Spool(folder.resolve())
+    spool.manifest = spool.manifest.adjusted({partition: parse_settings(settings)})
     rank = int(os.environ.get("SLURM_PROCID", rank))
     if life is None:
         until = until if until is not None else _end_of_job()
@@ -59,11 +64,11 @@ def worker(
         return supervise(spool, partition, rank, more)
     if cores is not None:
         os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
-    return _live(spool.folder, life, partition, rank, until, staged, staging_seconds)
+    return _live(spool, life, partition, rank, until, staged, staging_seconds)
 
 
 def _live(
-    folder: Path,
+    spool: Spool,
     life: str,
     partition: str,
     rank: int,
@@ -74,13 +79,12 @@ def _live(
     """Be one life."""
     from penstock.batch.farm.life import Engine, follow_parent, live
     from penstock.batch.farm.place import here
-    from penstock.batch.farm.spool import Spool
     from penstock.cluster.workers import running_jobs
 
     follow_parent()
     deadline = None if until is None else time.monotonic() + until - time.time()
     engine = Engine(staged=None if staged is None else Path(staged), staging_seconds=staging_seconds, load=_load)
-    code = live(Spool(folder), life, here(rank, partition), engine, running_jobs, deadline)
+    code = live(spool, life, here(rank, partition), engine, running_jobs, deadline)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # threads of the engine's libraries have nothing to say any more

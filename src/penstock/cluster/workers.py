@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from penstock import __version__
-from penstock.cluster import slurm
+from penstock.cluster import slurm, words
 from penstock.cluster.files import cannot_write, create_private, server_time
 from penstock.cluster.script import CARRIED, Resources, seconds_of
 from penstock.errors import EnvironmentFault, PenstockError, UsageError
@@ -26,11 +26,13 @@ MAX_RESTARTS = 100  # of a job by itself
 
 @dataclass(frozen=True)
 class Workers:
-    """Workers of one shape. folder: of the farm; model: to be staged on the nodes, None to read it where it is."""
+    """Workers of one shape. folder: of the farm; settings: `name=value,...`, how they run it; model: to be staged on
+    the nodes, None to read it where it is."""
 
     folder: Path
     count: int
     resources: Resources
+    settings: str = ""
     model: str | None = None
     modules: tuple[str, ...] = ()
 
@@ -70,6 +72,7 @@ def script(workers: Workers) -> str:
     worker = [
         f"{python} farm worker {shlex.quote(str(workers.folder))}",
         f"--partition {shlex.quote(workers.partition)}",
+        *([f"--settings {shlex.quote(workers.settings)}"] if workers.settings else []),
     ]
     lines = [
         "#!/bin/bash",
@@ -159,11 +162,19 @@ def submissions(folder: Path) -> list[Submission]:
 
 
 class Queue(msgspec.Struct, frozen=True):
-    """What Slurm has of a farm: elements of its arrays. waiting: by partition; reasons: why, by partition."""
+    """What Slurm has of a farm: elements of its arrays, by partition. examples: one that waits, by partition."""
 
     running: dict[str, int]
     waiting: dict[str, int]
-    reasons: dict[str, str]
+    examples: dict[str, slurm.Job]
+
+    def explained(self, hopeless: bool = False) -> list[str]:
+        """Why what waits does so, a line a partition; hopeless: only of those that will never start as they are."""
+        return [
+            f"{partition}: {self.waiting[partition]} wait, {words.pending(job.reason, job.id)}"
+            for partition, job in self.examples.items()
+            if words.hopeless(job.reason) or not hopeless
+        ]
 
 
 def queue(known: Sequence[Submission]) -> Queue | None:
@@ -177,7 +188,7 @@ def queue(known: Sequence[Submission]) -> Queue | None:
     partitions = {entry.job: entry.partition for entry in known}
     running: dict[str, int] = {}
     waiting: dict[str, int] = {}
-    reasons: dict[str, str] = {}
+    examples: dict[str, slurm.Job] = {}
     for job in jobs:
         partition = partitions.get(job.id.partition("_")[0])
         if partition is None:
@@ -186,8 +197,8 @@ def queue(known: Sequence[Submission]) -> Queue | None:
             running[partition] = running.get(partition, 0) + 1
         elif job.state in slurm.WAITING:
             waiting[partition] = waiting.get(partition, 0) + elements(job.id)
-            reasons[partition] = job.reason
-    return Queue(running, waiting, reasons)
+            examples[partition] = job
+    return Queue(running, waiting, examples)
 
 
 def running_jobs() -> Collection[str] | None:
@@ -253,6 +264,17 @@ def check_can_submit() -> None:
             "There is no `sbatch` on this machine.",
             "Workers on other nodes are jobs of Slurm, which login nodes can submit.",
             "Log in to the cluster; or run the farm on this machine: penstock farm run",
+        )
+
+
+def check_partitions(names: Collection[str]) -> None:
+    """Raise UsageError when a profile is for a partition that is not there: nothing would ever take it."""
+    known = partitions()
+    missing = sorted({*names} - {*known})
+    if missing:
+        raise UsageError(
+            f"--profile {missing[0]}:...: there is no partition {missing[0]!r}.",
+            f"Partitions here: {', '.join(known)}.",
         )
 
 

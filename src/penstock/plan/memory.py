@@ -70,7 +70,7 @@ def plan_kv(
     block = footprint.kv_per_token * block_size
     least = -(-total_tokens // block_size)
     if asked_tokens is not None:
-        blocks, reason = asked_tokens // block_size, "--max-batch-total-tokens"
+        blocks, reason = asked_tokens // block_size, "asked for"
         if blocks < least:
             raise ResourceError(
                 f"--max-batch-total-tokens {asked_tokens} holds less than one sequence of {total_tokens} tokens",

@@ -14,7 +14,7 @@ import msgspec
 from penstock.batch.farm.answers import Audit
 from penstock.batch.farm.ledger import Ledger
 from penstock.batch.farm.local import places_here, run_locally
-from penstock.batch.farm.manifest import Profile, Timing
+from penstock.batch.farm.manifest import Timing, as_profile
 from penstock.batch.farm.merge import merge
 from penstock.batch.farm.prepare import SHARD_ROWS, Order, prepare, prepare_rows, reopen
 from penstock.batch.farm.spool import Spool
@@ -27,7 +27,7 @@ from penstock.batch.results import Result
 from penstock.batch.rows import RowShape
 from penstock.cluster import slurm
 from penstock.cluster.script import Resources
-from penstock.cluster.workers import check_can_submit, queue, shares, submissions
+from penstock.cluster.workers import check_can_submit, check_partitions, queue, shares, submissions
 from penstock.errors import PartialResults
 from penstock.hub.snapshot import resolve
 
@@ -186,14 +186,15 @@ def farm(
 
     Raises PenstockError.
     """
-    common = Profile(
-        dtype=dtype,
-        quantize=quantize,
-        max_batch_size=max_batch_size,
-        max_batch_total_tokens=max_batch_total_tokens,
-        threads=threads,
-    )
-    own = {name: msgspec.convert(dict(values), Profile) for name, values in (profiles or {}).items()}
+    here: dict[str, object] = {
+        "dtype": dtype,
+        "quantize": quantize,
+        "max_batch_size": max_batch_size,
+        "max_batch_total_tokens": max_batch_total_tokens,
+        "threads": threads,
+    }
+    common = as_profile(here, "penstock.farm")
+    own = {name: as_profile(values, f"profiles[{name!r}]") for name, values in (profiles or {}).items()}
     order = Order(
         model=os.fspath(model),
         find=resolve,
@@ -205,6 +206,7 @@ def farm(
     counts = None
     if partitions is not None:
         check_can_submit()
+        check_partitions(set(own))
         counts = shares(partitions, workers or 1)
     folder = Path(output).expanduser().resolve()
     if isinstance(prompts, str | os.PathLike):
@@ -215,5 +217,6 @@ def farm(
     found = Farm(folder, progress=progress)
     if counts is None:
         return found.run(workers)
-    submit_all(shapes(spool, counts, Resources(account=account, time=time, gpus=gpus, cpus=cpus, mem=mem), None, None))
+    resources = Resources(account=account, time=time, gpus=gpus, cpus=cpus, mem=mem)
+    list(submit_all(shapes(spool, counts, resources, None, None)))
     return found

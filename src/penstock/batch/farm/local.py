@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from penstock.batch.farm.place import visible_cards
 from penstock.batch.farm.spool import Spool
 from penstock.batch.farm.supervisor import Place, Supervisor
 from penstock.errors import ResourceError
@@ -22,15 +23,16 @@ def run_locally(spool: Spool, places: Sequence[Place], on_poll: Callable[[], Non
 
 
 def supervise(spool: Spool, partition: str, rank: int, more: Sequence[str]) -> int:
-    """Keep the one worker of a job."""
+    """Keep the worker of a job: one process, or one for each of its cards."""
     command = lambda life, rank, place: [*_command(spool, partition, life, rank, place), *more]  # noqa: E731
-    return Supervisor(spool, command, [Place({}, ())], first_rank=rank).run()
+    cards = visible_cards()
+    places = [_on_card(card) for card in cards] if len(cards) > 1 else [Place({}, ())]
+    return Supervisor(spool, command, places, first_rank=rank * len(places)).run()
 
 
 def places_here(workers: int | None) -> list[Place]:
     """One place a card, else one a memory node of the processor, or `workers` that share the cards or cores evenly."""
-    cards = [card for card in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if card.strip() not in ("", "-1")]
-    cards = cards or [str(n) for n in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
+    cards = visible_cards() or [str(n) for n in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
     if cards:
         return [_on_card(cards[i % len(cards)]) for i in range(workers or len(cards))]
     cores = sorted(os.sched_getaffinity(0))
@@ -75,8 +77,10 @@ def _numbers(text: str) -> list[int]:
 
 def _command(spool: Spool, partition: str, life: str, rank: int, place: Place) -> list[str]:
     cores = ["--cores", ",".join(map(str, place.cores))] if place.cores else []
+    settings = spool.manifest.profile(partition).settings()
     return [
         *(sys.executable, "-m", "penstock.cli.main", "farm", "worker", str(spool.folder)),
         *("--partition", partition, "--rank", str(rank), "--life", life),
+        *(["--settings", settings] if settings else []),
         *cores,
     ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
@@ -12,27 +13,30 @@ from penstock.batch.record import RunRecord
 from penstock.errors import UsageError
 
 VERSION = 1
+_Count = Annotated[int, msgspec.Meta(ge=1)]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Quantize = Literal["none", "bf16", "fp8", "int8", "int4", "auto"]
 
 
 class Profile(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, kw_only=True):
     """How one partition runs the farm. None is the farm's own value, or what Penstock or the site derives.
 
     The first part is the engine's, the second the job's. model: a variant of the farm's model for this hardware, such
-    as a quantized checkpoint.
+    as a quantized checkpoint. gpus: a number of cards, or `TYPE:N`.
     """
 
     model: str | None = None
-    dtype: str | None = None
-    quantize: str | None = None
-    max_batch_size: int | None = None
-    max_batch_total_tokens: int | None = None
-    max_batch_prefill_tokens: int | None = None
-    max_total_tokens: int | None = None
-    memory_fraction: float | None = None
-    threads: int | None = None
+    dtype: Dtype | None = None
+    quantize: Quantize | None = None
+    max_batch_size: _Count | None = None
+    max_batch_total_tokens: _Count | None = None
+    max_batch_prefill_tokens: _Count | None = None
+    max_total_tokens: _Count | None = None
+    memory_fraction: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
+    threads: _Count | None = None
 
-    cpus: int | None = None
-    gpus: int | None = None
+    cpus: _Count | None = None
+    gpus: int | Annotated[str, msgspec.Meta(pattern="^([^:=,]+:)?[0-9]+$")] | None = None
     mem: str | None = None
     time: str | None = None
     account: str | None = None
@@ -42,6 +46,15 @@ class Profile(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fi
     def engine_options(self) -> dict[str, Any]:
         """The part that the engine is told, without what is unset."""
         return {name: getattr(self, name) for name in ENGINE_FIELDS if getattr(self, name) is not None}
+
+    def over(self, base: Profile) -> Profile:
+        """The same, with the values of `base` where it has none."""
+        return Profile(**{name: _or(getattr(self, name), getattr(base, name)) for name in self.__struct_fields__})
+
+    def settings(self) -> str:
+        """What workers of one farm may do differently at any time, as `parse_settings` reads it; perhaps nothing."""
+        free = {name: value for name, value in self.engine_options().items() if name not in _DECIDES_TEXT}
+        return ",".join(f"{name.replace('_', '-')}={value}" for name, value in free.items())
 
 
 ENGINE_FIELDS = (
@@ -107,9 +120,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     def profile(self, partition: str) -> Profile:
         """The profile of a partition, with the values that hold for all where it has none."""
-        common, own = self.profiles.get("", Profile()), self.profiles.get(partition, Profile())
-        merged = {f: _or(getattr(own, f), getattr(common, f)) for f in Profile.__struct_fields__}
-        return Profile(**merged)
+        return self.profiles.get(partition, Profile()).over(self.profiles.get("", Profile()))
+
+    def adjusted(self, profiles: Mapping[str, Profile]) -> Manifest:
+        """The same farm, with what these profiles say instead of what its own do. The file stays as it is."""
+        names = {*self.profiles, *profiles}
+        merged = {name: profiles.get(name, Profile()).over(self.profiles.get(name, Profile())) for name in names}
+        return msgspec.structs.replace(self, profiles=merged)
 
     def model(self, partition: str) -> ModelCopy:
         """The model that a partition runs."""
@@ -125,18 +142,34 @@ def parse_profiles(texts: list[str]) -> dict[str, Profile]:
         if not colon or not partition or not pairs or not all(equals for _, equals, _ in pairs):
             raise UsageError(
                 f"--profile {text!r} is not PARTITION:name=value,...",
-                f"Names are {', '.join(name.replace('_', '-') for name in Profile.__struct_fields__)}.",
+                f"Names are {_NAMES}.",
                 "For example: --profile gpu:quantize=int8,max-batch-size=64,gpus=1,time=2:00:00",
             )
-        values = {name.strip().replace("-", "_"): value.strip() for name, _, value in pairs}
-        try:
-            found[partition] = msgspec.convert(values, Profile, strict=False)
-        except msgspec.ValidationError as error:
-            raise UsageError(
-                f"--profile {text!r}: {str(error).replace('`', repr('')[0])}.",
-                f"Names are {', '.join(name.replace('_', '-') for name in Profile.__struct_fields__)}.",
-            ) from None
+        own = {name.strip().replace("-", "_"): value.strip() for name, _, value in pairs}
+        found[partition] = as_profile(own, f"--profile {text!r}").over(found.get(partition, Profile()))
     return found
+
+
+def parse_settings(text: str) -> Profile:
+    """`name=value,...` without a partition. Raises UsageError."""
+    return parse_profiles([f"own:{text}"])["own"] if text else Profile()
+
+
+def as_profile(values: Mapping[str, object], said: str) -> Profile:
+    """Names and values as a profile; texts may stand for numbers. said: what to call it. Raises UsageError."""
+    try:
+        return msgspec.convert(dict(values), Profile, strict=False)
+    except msgspec.ValidationError as error:
+        why, _, where = str(error).replace("`", repr("")[0]).partition(" - at '$.")
+        name = where.strip("'")
+        if choices := _CHOICES.get(name):
+            why = f"{values[name]!r} is not one of {', '.join(choices)}"
+        said = f"{said}: {name.replace('_', '-')}" if name else said
+        raise UsageError(f"{said}: {why}.", f"Names are {_NAMES}.") from None
+
+
+_CHOICES = {"dtype": get_args(Dtype), "quantize": get_args(Quantize)}
+_NAMES = ", ".join(name.replace("_", "-") for name in Profile.__struct_fields__)
 
 
 def text_deciding(models: dict[str, ModelCopy], profiles: dict[str, Profile]) -> dict[str, Any]:

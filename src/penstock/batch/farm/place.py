@@ -22,8 +22,13 @@ def here(rank: int = 0, partition: str | None = None) -> Place:
         restart=_number(env.get("SLURM_RESTART_COUNT"), 0),
         rank=rank,
         cpus=_number(env.get("SLURM_CPUS_PER_TASK"), usable_cores()),
-        gpus=len([card for card in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if card.strip() not in ("", "-1")]),
+        gpus=len(visible_cards()),
     )
+
+
+def visible_cards() -> list[str]:
+    """The cards that this process was given, as CUDA_VISIBLE_DEVICES names them; none where it says nothing."""
+    return [card for card in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if card.strip() not in ("", "-1")]
 
 
 def job_id() -> str | None:

@@ -9,6 +9,7 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from penstock.batch.farm.manifest import (
     InputStamp,
@@ -28,6 +29,7 @@ from penstock.hub.snapshot import Snapshot
 from penstock.text.tokenizer import load_tokenizer
 
 SHARD_ROWS = 64
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,35 @@ class Order:
     stats: bool = False
 
 
+@dataclass(frozen=True)
+class Draft:
+    """A farm that has not been made."""
+
+    folder: Path
+    manifest: Manifest
+
+
 def prepare(order: Order, folder: Path, source: Path | None, form: Format, shape: RowShape) -> Spool:
     """Make the farm of a file of prompts (None: stdin). Raises PenstockError, naming what differs from a farm that is
     there."""
+    return _of_file(order, source, form, shape, lambda rows, manifest: _create(folder, rows, manifest))
+
+
+def draft(order: Order, folder: Path, source: Path | None, form: Format, shape: RowShape) -> Draft:
+    """What `prepare` would make, with everything checked and nothing written. Raises PenstockError."""
+
+    def planned(rows: Iterable[Row], manifest: Manifest) -> Draft:
+        if not (folder / "farm.json").exists():
+            return Draft(folder, manifest)
+        return Draft(folder, _create(folder, rows, manifest).manifest)
+
+    return _of_file(order, source, form, shape, planned)
+
+
+def _of_file(
+    order: Order, source: Path | None, form: Format, shape: RowShape, use: Callable[[Iterable[Row], Manifest], T]
+) -> T:
+    """What `use` makes of the rows of a file and their farm's manifest."""
     with contextlib.closing(RowFile(source, form, shape)) as rows:
         if rows.kind == "openai":
             raise UsageError(
@@ -61,7 +89,7 @@ def prepare(order: Order, folder: Path, source: Path | None, form: Format, shape
             stamp = InputStamp(
                 path=path, size=state.st_size, mtime_ns=state.st_mtime_ns, form=form, shape=shape.settings()
             )
-        return _create(order, folder, rows, found, rows.name, stamp)
+        return use(rows, _manifest(order, found, rows.name, stamp))
 
 
 def prepare_rows(order: Order, folder: Path, rows: Sequence[Row], name: str) -> Spool:
@@ -73,12 +101,18 @@ def prepare_rows(order: Order, folder: Path, rows: Sequence[Row], name: str) -> 
         raise UsageError("Two prompts have the same id.")
     digest = hashlib.sha256(b"".join(bytes.fromhex(row.identity()) for row in rows)).hexdigest()
     text = next((number for number, row in enumerate(rows, 1) if row.prompt_token_ids is None), None)
-    return _create(order, folder, rows, InputSummary(len(rows), digest, text, keys), name, None)
+    return _create(folder, rows, _manifest(order, InputSummary(len(rows), digest, text, keys), name, None))
 
 
-def _create(
-    order: Order, folder: Path, rows: Iterable[Row], found: InputSummary, name: str, stamp: InputStamp | None
-) -> Spool:
+def _create(folder: Path, rows: Iterable[Row], manifest: Manifest) -> Spool:
+    """Make or open the farm; of one that is there, what does not change the text is as it is asked for now."""
+    spool = create(folder, rows, manifest)
+    spool.manifest = spool.manifest.adjusted(manifest.profiles)
+    return spool
+
+
+def _manifest(order: Order, found: InputSummary, name: str, stamp: InputStamp | None) -> Manifest:
+    """All of it but for the names and the hash of the files. Raises PenstockError."""
     models = {"": _copy(order.find(order.model))}
     for partition, profile in order.profiles.items():
         if profile.model is not None:
@@ -98,7 +132,7 @@ def _create(
         order.parameters,
         {**settings, **shape, **({"profiles": deciding} if deciding else {})},
     )
-    manifest = Manifest(
+    return Manifest(
         record=record,
         parameters=order.parameters,
         rows="",
@@ -111,7 +145,6 @@ def _create(
         source=stamp,
         stats=order.stats,
     )
-    return create(folder, rows, manifest)
 
 
 def reopen(folder: Path) -> Spool:

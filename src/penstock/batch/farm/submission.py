@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from penstock.batch.farm.prepare import Draft
 from penstock.batch.farm.spool import Spool
 from penstock.cluster.script import Resources, seconds_of
 from penstock.cluster.workers import Submission, Workers, again, queue, submissions, submit
@@ -16,7 +17,7 @@ STAGED_FROM = 1e9  # bytes of weights from which on a model is copied to each no
 
 
 def shapes(
-    spool: Spool, counts: Mapping[str, int], common: Resources, stage: bool | None, site: str | None
+    spool: Spool | Draft, counts: Mapping[str, int], common: Resources, stage: bool | None, site: str | None
 ) -> list[Workers]:
     """The jobs of each partition: its profile over what is common to all. stage: None decides by the model's size."""
     known = load_site(site)
@@ -42,21 +43,27 @@ def shapes(
         large = sum(file.stat().st_size for file in model.glob("*.safetensors")) >= STAGED_FROM
         staged = str(model) if (large if stage is None else stage) else None
         found.append(
-            Workers(folder=spool.folder, count=count, resources=resources, model=staged, modules=known.modules)
+            Workers(
+                folder=spool.folder,
+                count=count,
+                resources=resources,
+                settings=profile.settings(),
+                model=staged,
+                modules=known.modules,
+            )
         )
     return found
 
 
-def submit_all(workers: list[Workers], times: int = 1) -> list[Submission]:
-    """Hand every job in; times: so often, each when the one before it is over."""
-    done = []
+def submit_all(workers: list[Workers], times: int = 1) -> Iterator[Submission]:
+    """Hand every job in and tell of it at once, for a later one may be refused; times: so often, each when the one
+    before it is over."""
     for shape in workers:
         after = None
         for _ in range(times):
             entry = submit(shape, after)
             after = entry.job
-            done.append(entry)
-    return done
+            yield entry
 
 
 def resubmit(spool: Spool, workers: int | None = None) -> list[Submission]:
