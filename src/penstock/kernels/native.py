@@ -23,7 +23,7 @@ from penstock.devices.cpu import flags
 from penstock.kernels.mask import Mask
 from penstock.kernels.penalty import Penalty
 
-_VERSION = 7
+_VERSION = 8
 _AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
 _LEVELS = {
     "v4bf16": {*_AVX512, "avx512_bf16", "avx512_vnni"},

@@ -11,6 +11,7 @@ from penstock.formats import Format
 from penstock.formats.dense import Linear, Plain
 from penstock.hub.checkpoint import TensorEntry
 from penstock.kernels.attention import alibi_table
+from penstock.kernels.stored import Matrix
 from penstock.models.attention import Attention
 from penstock.models.attention_weights import load_out, load_qkv
 from penstock.models.config import DecoderConfig, ExpertsConfig, WeightMap
@@ -193,10 +194,12 @@ class _Loader:
             self.form.load(stacked(names.experts_down, hidden, wide)),
         )
 
-    def head(self, embedding: Tensor) -> Tensor:
+    def head(self, embedding: Tensor) -> Matrix:
         """The output matrix. A checkpoint that says it is tied but stores another one means the other."""
         name = self.names.head_tensor
-        if self.config.tie_head and name not in self.read:
+        if not self.config.tie_head:
+            return self.read.matrix([(name, len(embedding))], embedding.shape[1])
+        if name not in self.read:
             return embedding
         head = self.read(name, tuple(embedding.shape))
-        return embedding if self.config.tie_head and torch.equal(head, embedding) else head
+        return embedding if torch.equal(head, embedding) else head
