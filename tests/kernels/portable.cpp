@@ -10,9 +10,13 @@
 using namespace penstock;
 
 extern "C" {
-void penstock_pack_bf16(const uint16_t *, uint16_t *, int64_t, int64_t, int64_t, int64_t);
-void penstock_pack_int8(const uint16_t *, int8_t *, float *, int32_t *, int64_t, int64_t, int64_t, int64_t);
-void penstock_pack_int4(const uint16_t *, uint8_t *, float *, int64_t, int64_t, int64_t, int64_t);
+struct penstock_rows {
+    const uint16_t *memory;
+    int64_t file, start, count;
+};
+int penstock_pack_bf16(const penstock_rows *, void *, uint16_t *, int64_t, int64_t, int64_t, int64_t);
+int penstock_pack_int8(const penstock_rows *, void *, int8_t *, float *, int32_t *, int64_t, int64_t, int64_t, int64_t);
+int penstock_pack_int4(const penstock_rows *, void *, uint8_t *, float *, int64_t, int64_t, int64_t, int64_t);
 using Multiply = void(const penstock_matrix *, const uint16_t *, int64_t, int64_t, const uint16_t *, uint16_t *, void *);
 Multiply penstock_matmul_bf16, penstock_matmul_int8, penstock_matmul_int4;
 using Attend = void(const float *, float *, const float *, const float *, const int64_t *, int64_t, const int64_t *, int64_t,
@@ -51,13 +55,16 @@ void products(const char *what, int64_t m, int64_t n, int64_t k, Multiply *multi
     std::vector<float> scales(n), sums(n);
     std::vector<int32_t> offsets(n);
     penstock_matrix matrix{packed, {}, {}, {}, n, k, 0};
+    const penstock_rows rows{w.data(), 0, 0, n};
+    std::vector<char> strips(omp_get_max_threads() * 96 * k);
     if (multiply == penstock_matmul_bf16) {
-        penstock_pack_bf16(w.data(), reinterpret_cast<uint16_t *>(packed), n, k, 0, kPanel);
+        penstock_pack_bf16(&rows, strips.data(), reinterpret_cast<uint16_t *>(packed), n, k, 0, kPanel);
     } else if (multiply == penstock_matmul_int8) {
-        penstock_pack_int8(w.data(), reinterpret_cast<int8_t *>(packed), scales.data(), offsets.data(), n, k, 0, kPanel);
+        penstock_pack_int8(&rows, strips.data(), reinterpret_cast<int8_t *>(packed), scales.data(), offsets.data(), n, k, 0,
+                           kPanel);
         matrix.scales[0] = scales.data(), matrix.offsets[0] = offsets.data();
     } else {
-        penstock_pack_int4(w.data(), reinterpret_cast<uint8_t *>(packed), sums.data(), n, k, 0, kPanel);
+        penstock_pack_int4(&rows, strips.data(), reinterpret_cast<uint8_t *>(packed), sums.data(), n, k, 0, kPanel);
         matrix.offsets[0] = sums.data();
     }
     std::vector<uint16_t> out(m * n), scratch(m * (k + 4));

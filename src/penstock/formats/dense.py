@@ -19,6 +19,7 @@ from penstock.devices.cpu import fast_bfloat16
 from penstock.kernels import products
 from penstock.kernels.norms import ACTIVATIONS
 from penstock.kernels.products import Packed
+from penstock.kernels.stored import Matrix, whole
 
 if TYPE_CHECKING:
     from penstock.kernels.triton.product import DeviceMatrix
@@ -50,18 +51,19 @@ class Gated(Protocol):
         ...
 
 
-def load(weight: Tensor, bias: Tensor | None = None) -> Linear:
+def load(weight: Matrix, bias: Tensor | None = None) -> Linear:
     """Pack a matrix [out, in]. The caller may drop the original afterwards."""
     for form in ("bf16", "f32"):
         if products.can_multiply(form, weight):
             return Panels(products.pack(form, (weight,), (bias,)))
+    weight = whole(weight)
     if weight.dtype == torch.bfloat16 and weight.device.type == "cpu" and fast_bfloat16():
         return OneDnn(torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _ROWS_HINT), bias)
     return Plain(weight.contiguous(), bias)
 
 
 def load_gated(
-    gate: Tensor, up: Tensor, activation: str, gate_bias: Tensor | None = None, up_bias: Tensor | None = None
+    gate: Matrix, up: Matrix, activation: str, gate_bias: Tensor | None = None, up_bias: Tensor | None = None
 ) -> Gated:
     """Pack the two matrices [out, in] of a gated MLP. activation: one of ACTIVATIONS."""
     for form in ("bf16", "f32"):

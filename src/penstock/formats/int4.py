@@ -10,9 +10,10 @@ from torch import Tensor
 from penstock.formats import int8
 from penstock.formats.dense import Gated, GatedPair, GatedPanels, Linear, Panels
 from penstock.kernels import products
+from penstock.kernels.stored import Matrix
 
 
-def load(weight: Tensor, bias: Tensor | None = None) -> Linear:
+def load(weight: Matrix, bias: Tensor | None = None) -> Linear:
     """Quantize and pack a matrix [out, in]. The caller may drop the original afterwards.
 
     One that the 4-bit product does not take is kept in 8 bits.
@@ -23,7 +24,7 @@ def load(weight: Tensor, bias: Tensor | None = None) -> Linear:
 
 
 def load_gated(
-    gate: Tensor, up: Tensor, activation: str, gate_bias: Tensor | None = None, up_bias: Tensor | None = None
+    gate: Matrix, up: Matrix, activation: str, gate_bias: Tensor | None = None, up_bias: Tensor | None = None
 ) -> Gated:
     """Quantize and pack the two matrices [out, in] of a gated MLP. activation: one of ACTIVATIONS."""
     if products.can_multiply("int4", gate) and activation in products.GATES:

@@ -23,7 +23,7 @@ from penstock.devices.cpu import flags
 from penstock.kernels.mask import Mask
 from penstock.kernels.penalty import Penalty
 
-_VERSION = 9
+_VERSION = 10
 _AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
 _AVX2 = {"avx2", "fma", "bmi2"}
 _LEVELS = {

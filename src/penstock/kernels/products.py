@@ -16,6 +16,7 @@ from torch import Tensor
 
 from penstock.devices.cpu import flags, zeros_on_demand
 from penstock.kernels.native import LIBRARY
+from penstock.kernels.stored import Matrix, check, opened, whole
 
 if TYPE_CHECKING:
     from penstock.kernels.triton.product import DeviceMatrix
@@ -24,6 +25,7 @@ GATES = {"silu": 0, "swish": 0, "gelu_new": 1, "gelu_pytorch_tanh": 1, "relu": 2
 GROUP = 32  # inputs that share a scale in 4 bits
 
 _PANEL = 64
+_STRIP = 32  # rows that a thread packs at a time
 _GROUP_BYTES = _PANEL * 2 + _PANEL * GROUP // 2  # of a panel: scales, weights
 _INT, _POINTER = ctypes.c_int64, ctypes.c_void_p
 
@@ -49,11 +51,11 @@ class _Matrix(ctypes.Structure):
     )
 
 
-def _bind(name: str, arguments: list[Any]) -> Any:
+def _bind(name: str, arguments: list[Any], result: Any = None) -> Any:
     """One function of the library, or None where it was not compiled for this processor."""
     function = getattr(LIBRARY, name, None)
     if function is not None:
-        function.argtypes, function.restype = arguments, None
+        function.argtypes, function.restype = arguments, result
     return function
 
 
@@ -61,9 +63,10 @@ _MATRIX = ctypes.POINTER(_Matrix)
 _FORMS = ("f32", "bf16", "int8", "int4")
 _multiply = {f: _bind(f"penstock_matmul_{f}", [_MATRIX, _POINTER, _INT, _INT, *[_POINTER] * 3]) for f in _FORMS}
 _gated = {f: _bind(f"penstock_gated_{f}", [_MATRIX, _POINTER, _INT, _INT, *[_POINTER] * 2]) for f in _FORMS}
-_pack_f32, _pack_bf16 = (_bind(f"penstock_pack_{f}", [*[_POINTER] * 2, *[_INT] * 4]) for f in ("f32", "bf16"))
-_pack_int8 = _bind("penstock_pack_int8", [*[_POINTER] * 4, *[_INT] * 4])
-_pack_int4 = _bind("penstock_pack_int4", [*[_POINTER] * 3, *[_INT] * 4])
+_pack = {
+    form: _bind(f"penstock_pack_{form}", [*[_POINTER] * (3 + beside), *[_INT] * 4], ctypes.c_int)
+    for form, beside in (("f32", 0), ("bf16", 0), ("int8", 2), ("int4", 1))
+}
 _quantize_rows = _bind(
     "penstock_quantize_rows_bf16", [ctypes.POINTER(_Norm), _POINTER, _INT, *[_POINTER] * 2, *[_INT] * 2]
 )
@@ -110,12 +113,12 @@ class Packed:
     matrix: _Matrix  # the same, for C
 
 
-def can_multiply(form: str, weight: Tensor) -> bool:
+def can_multiply(form: str, weight: Matrix) -> bool:
     """Whether a matrix [out, in] can be packed in a form (f32, bf16, int8, int4; on a GPU fp8) where it lies.
 
     For bf16 a processor with AMX has better units, which oneDNN drives.
     """
-    if weight.is_cuda:
+    if isinstance(weight, Tensor) and weight.is_cuda:
         from penstock.kernels.triton import product
 
         return product.can_multiply(form, weight)
@@ -132,17 +135,17 @@ def can_multiply(form: str, weight: Tensor) -> bool:
 
 
 def pack(
-    form: str, weights: tuple[Tensor, ...], biases: tuple[Tensor | None, ...], activation: str = "silu"
+    form: str, weights: tuple[Matrix, ...], biases: tuple[Tensor | None, ...], activation: str = "silu"
 ) -> Packed | DeviceMatrix:
     """Pack a matrix [out, in], or the two of a gated MLP, that `can_multiply` allows. activation: one of GATES.
 
     8 bits: one scale for each row of the matrix. 4 bits: one for each group of 32 inputs of a row, of a few the one
-    that leaves the least squared error.
+    that leaves the least squared error. What lies in files is read on the way; raises ModelError where it cannot be.
     """
     if weights[0].is_cuda:
         from penstock.kernels.triton import product
 
-        return product.pack(form, weights, biases, activation if len(weights) > 1 else None)
+        return product.pack(form, tuple(map(whole, weights)), biases, activation if len(weights) > 1 else None)
     n, k = weights[0].shape
     width = _PANEL // len(weights)
     panels = -(-n // width)
@@ -159,11 +162,11 @@ def pack(
     else:
         out = zeros_on_demand((panels, k // GROUP, _GROUP_BYTES), torch.uint8, huge=True)
         offsets = tuple(torch.empty(n) for _ in weights)
-    function = {"f32": _pack_f32, "bf16": _pack_bf16, "int8": _pack_int8, "int4": _pack_int4}[form]
+    scratch = torch.empty(torch.get_num_threads() * _STRIP * k * (weights[0].dtype.itemsize + 1), dtype=torch.uint8)
     for i, weight in enumerate(weights):
-        rows = weight.contiguous()
         beside = [t[i].data_ptr() for t in (scales, offsets) if t]
-        function(rows.data_ptr(), out.data_ptr(), *beside, n, k, i * width, width)
+        with opened(weight) as rows:
+            check(weight, _pack[form](rows, scratch.data_ptr(), out.data_ptr(), *beside, n, k, i * width, width))
     biases = tuple(None if bias is None else bias.contiguous() for bias in biases)
     return _described(form, out, scales, offsets, biases, n, k, GATES[activation])
 
@@ -284,9 +287,9 @@ def quantize_rows(x: Tensor, norm: RowNorm | None = None) -> tuple[Tensor, Tenso
     return out, scales
 
 
-def quantize_columns(weight: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_columns(weight: Matrix) -> tuple[Tensor, Tensor]:
     """Each row of a matrix [out, in] to int8 in [-127, 127], to nearest, and its scale [out] float32."""
-    wide = weight.float()
+    wide = whole(weight).float()
     top = wide.abs().amax(dim=1)
     inverse = torch.where(top > 0, torch.full_like(top, 127) / top, 0)  # 127 / top multiplies by a rounded reciprocal
     return (wide * inverse.unsqueeze(1)).round_().to(torch.int8), top / 127

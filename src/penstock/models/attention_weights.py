@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from penstock.formats.dense import Linear
 from penstock.kernels.rotary import arrangement
+from penstock.kernels.stored import Matrix, StoredMatrix, whole
 from penstock.models.attention import FusedQkv, LatentQkv, Qkv
 from penstock.models.config import DecoderConfig, HeadNormConfig, LatentConfig, WeightMap
 from penstock.models.norms import Norm, NormOfAll, NormOfEach, NormOfOdd
 from penstock.models.source import Source, make_norm
+
+M = TypeVar("M", Tensor, StoredMatrix, Matrix)
 
 
 def load_qkv(source: Source, prefix: str, i: int) -> Qkv:
@@ -40,7 +44,7 @@ def _latent_qkv(source: Source, prefix: str, latent: LatentConfig) -> LatentQkv:
     prefix = f"{prefix}self_attn."
     count = c.num_heads * c.head_dim
 
-    def query(weight: Tensor) -> Linear:
+    def query(weight: Matrix) -> Linear:
         return source.form.load(arranged_queries(c, weight))
 
     def norm(name: str, size: int) -> Norm:
@@ -73,20 +77,20 @@ def _latent_qkv(source: Source, prefix: str, latent: LatentConfig) -> LatentQkv:
     )
 
 
-def arranged_queries(c: DecoderConfig, rows: Tensor) -> Tensor:
+def arranged_queries(c: DecoderConfig, rows: Matrix) -> Tensor:
     """Rows of latent attention's queries in our order. rows: [heads * head_dim, n]"""
-    heads = rows.view(c.num_heads, c.head_dim, -1)
+    heads = whole(rows).view(c.num_heads, c.head_dim, -1)
     return (heads if c.head_order is None else in_order(heads, 1, c.head_order)).flatten(0, 1)
 
 
-def arranged_latent(c: DecoderConfig, latent: LatentConfig, rows: Tensor) -> Tensor:
+def arranged_latent(c: DecoderConfig, latent: LatentConfig, rows: Matrix) -> Tensor:
     """Rows of the way to the latent vector and the rotated part of a key, that part in our order.
 
     rows: [kv_rank + rotary_dim, ...]
     """
     rank, turned = latent.kv_rank, latent.rotary_dim
     pairs = arrangement(turned, None, c.rope.neighbours) or list(range(turned))
-    return in_order(rows, 0, [*range(rank), *(rank + d for d in pairs)])
+    return in_order(whole(rows), 0, [*range(rank), *(rank + d for d in pairs)])
 
 
 def load_out(source: Source, prefix: str) -> Linear:
@@ -97,17 +101,18 @@ def load_out(source: Source, prefix: str) -> Linear:
     return source.form.load(arranged_values(c, weight), bias)
 
 
-def arranged_values(c: DecoderConfig, columns: Tensor) -> Tensor:
+def arranged_values(c: DecoderConfig, columns: M) -> M | Tensor:
     """Columns of the output projection; dimensions that heads have only in our layout get zeros.
 
     columns: [n, heads * value_dim] -> [n, heads * head_width]
     """
     if c.value_dim == c.head_width:
         return columns
-    return _widened(columns.view(len(columns), c.num_heads, c.value_dim), 2, c.head_width).flatten(1)
+    read = whole(columns)
+    return _widened(read.view(len(read), c.num_heads, c.value_dim), 2, c.head_width).flatten(1)
 
 
-def arranged(c: DecoderConfig, names: WeightMap, rows: Tensor) -> Tensor:
+def arranged(c: DecoderConfig, names: WeightMap, rows: M) -> M | Tensor:
     """Rows of q, k and v in our order: all q, all k, all v, and the dimensions of their heads as `head_order` says.
 
     rows: [(heads + 2 kv_heads) * head_dim, ...], as the checkpoint orders them.
@@ -115,7 +120,7 @@ def arranged(c: DecoderConfig, names: WeightMap, rows: Tensor) -> Tensor:
     order, kv_heads = c.head_order, c.num_kv_heads
     if order is None and not names.qkv_grouped:
         return rows
-    heads = rows.view(-1, c.head_dim, *rows.shape[1:])
+    heads = whole(rows).view(-1, c.head_dim, *rows.shape[1:])
     if names.qkv_grouped:
         groups = heads.view(kv_heads, -1, *heads.shape[1:])
         heads = torch.cat([part.flatten(0, 1) for part in groups.tensor_split((-2, -1), dim=1)])

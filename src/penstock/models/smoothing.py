@@ -21,6 +21,7 @@ from penstock.formats.dense import Gated, GatedPair, Linear, Plain
 from penstock.formats.smoothed import Smoothed, SmoothedGated
 from penstock.hub.checkpoint import TensorEntry
 from penstock.kernels.attention import RunGroup
+from penstock.kernels.stored import Matrix, whole
 from penstock.models.attention import FusedQkv
 from penstock.models.attention_weights import load_qkv
 from penstock.models.config import WeightMap
@@ -142,7 +143,8 @@ class _Trial:
     def form(self) -> Format:
         return Format(self.load, self.load_gated, None)
 
-    def load(self, weight: Tensor, bias: Tensor | None = None) -> Linear:
+    def load(self, weight: Matrix, bias: Tensor | None = None) -> Linear:
+        weight = whole(weight)
         if self._done:  # the way down, which no norm feeds
             return Plain(weight, bias)
 
@@ -155,12 +157,14 @@ class _Trial:
 
     def load_gated(
         self,
-        gate: Tensor,
-        up: Tensor,
+        gate: Matrix,
+        up: Matrix,
         activation: str,
         gate_bias: Tensor | None = None,
         up_bias: Tensor | None = None,
     ) -> Gated:
+        gate, up = whole(gate), whole(up)
+
         def made(factors: Tensor | None) -> Gated:
             if factors is None:
                 return self.quantized.load_gated(gate, up, activation, gate_bias, up_bias)

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from penstock.formats import Format
+from penstock.kernels.stored import Matrix
 from penstock.models.config import DecoderConfig, NormConfig, WeightMap
 from penstock.models.norms import LayerNorm, Norm, RmsNorm
-from penstock.models.tensors import RandomReader, TensorReader
+from penstock.models.tensors import RandomReader, TensorReader, fresh
 
 
 class Source:
@@ -30,18 +31,18 @@ class Source:
 
     def matrix(
         self, prefix: str, parts: tuple[str, ...], rows: tuple[int, ...], columns: int, bias: bool
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Matrix, Tensor | None]:
         """`parts` of so many `rows` each, stacked along the output axis, and their bias."""
-        weights = torch.empty((sum(rows), columns), dtype=self.dtype, device=self.read.device)
         biases = torch.empty(sum(rows), dtype=self.dtype, device=self.read.device) if bias else None
-        for part, n, weight in zip(parts, rows, weights.split(list(rows)), strict=True):
-            if self.names.transposed:
-                weight.copy_(self.read(f"{prefix}{part}.weight", (columns, n)).T)
-            else:
-                self.read(f"{prefix}{part}.weight", (n, columns), weight)
         if biases is not None:
             for part, n, slot in zip(parts, rows, biases.split(list(rows)), strict=True):
                 self.read(f"{prefix}{part}.bias", (n,), slot)
+        named = [(f"{prefix}{part}.weight", n) for part, n in zip(parts, rows, strict=True)]
+        if not self.names.transposed:
+            return self.read.matrix(named, columns), biases
+        weights = fresh((sum(rows), columns), self.dtype, self.read.device)
+        for (name, n), weight in zip(named, weights.split(list(rows)), strict=True):
+            weight.copy_(self.read(name, (columns, n)).T)
         return weights, biases
 
 

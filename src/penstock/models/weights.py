@@ -11,6 +11,7 @@ from penstock.formats import Format
 from penstock.formats.dense import Linear, Plain
 from penstock.hub.checkpoint import TensorEntry
 from penstock.kernels.attention import alibi_table
+from penstock.kernels.stored import Matrix
 from penstock.models.attention import Attention
 from penstock.models.attention_weights import load_out, load_qkv
 from penstock.models.config import DecoderConfig, ExpertsConfig, WeightMap
@@ -200,16 +201,18 @@ class _Loader:
             self.form.load(stacked(names.experts_down, hidden, wide)),
         )
 
-    def output(self, head: Tensor, bias: Tensor | None, embedding: Tensor) -> Linear:
+    def output(self, head: Matrix, bias: Tensor | None, embedding: Tensor) -> Linear:
         """The product with the output matrix. A float32 table serves as that too: a packed copy would be as large."""
-        if head is embedding and head.dtype == torch.float32 and self.form.weight_bytes is None:
-            return Plain(head, bias)
+        if head is embedding and embedding.dtype == torch.float32 and self.form.weight_bytes is None:
+            return Plain(embedding, bias)
         return self.form.load(head, bias)
 
-    def head(self, embedding: Tensor) -> Tensor:
+    def head(self, embedding: Tensor) -> Matrix:
         """The output matrix. A checkpoint that says it is tied but stores another one means the other."""
         name = self.names.head_tensor
-        if self.config.tie_head and name not in self.read:
+        if not self.config.tie_head:
+            return self.read.matrix([(name, len(embedding))], embedding.shape[1])
+        if name not in self.read:
             return embedding
         head = self.read(name, tuple(embedding.shape))
-        return embedding if self.config.tie_head and torch.equal(head, embedding) else head
+        return embedding if torch.equal(head, embedding) else head

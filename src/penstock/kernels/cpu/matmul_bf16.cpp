@@ -40,11 +40,6 @@ using namespace penstock;
 
 extern "C" {
 
-// weight: [n, k] contiguous, k even, as columns [offset, offset + width) of the panels of `out`: see pack_panels.
-void penstock_pack_bf16(const uint16_t *weight, uint16_t *out, int64_t n, int64_t k, int64_t offset, int64_t width) {
-    pack_panels(reinterpret_cast<const char *>(weight), reinterpret_cast<char *>(out), n, k * 2, offset, width);
-}
-
 // out[m, n] = norm(x[m, k]) x w + bias[n] + residual[m, n], all three optional. Rows of x lie `stride` apart. scratch:
 // m * k numbers where there is a norm.
 void penstock_matmul_bf16(const penstock_matrix *w, const uint16_t *x, int64_t stride, int64_t m,

@@ -26,10 +26,6 @@ using namespace penstock;
 
 extern "C" {
 
-void penstock_pack_f32(const float *weight, float *out, int64_t n, int64_t k, int64_t offset, int64_t width) {
-    pack_panels(reinterpret_cast<const char *>(weight), reinterpret_cast<char *>(out), n, k * 4, offset, width);
-}
-
 void penstock_matmul_f32(const penstock_matrix *w, const float *x, int64_t stride, int64_t m, const float *residual,
                          float *out, void *) {
     const auto finish = [&](float *sums, int64_t row, int rows, int64_t panel) {

@@ -6,8 +6,6 @@
 
 #include "product.h"
 
-#include <limits>
-
 namespace penstock {
 namespace {
 
@@ -166,72 +164,12 @@ void gated(const penstock_matrix &w, const QuantizedRows &x, int64_t m, uint16_t
     product4(x.values, static_cast<const uint8_t *>(w.weights), m, (w.n + kHalf - 1) / kHalf, w.k, finish);
 }
 
-// The scale of a group, of a few tried, that leaves the least squared error: with 4 bits the largest weight is not always
-// worth its reach.
-float best_scale(const float *w) {
-    float top = 0, signed_top = 0;
-    for (int i = 0; i < kGroup; i++) {
-        if (std::fabs(w[i]) > top) top = std::fabs(w[i]), signed_top = w[i];
-    }
-    if (!(top > 1e-30f)) return 0;
-    float best = 0, least = std::numeric_limits<float>::infinity();
-    for (const float reach : {-8.6f, -8.0f, -7.4f, 7.0f, 7.6f, 8.2f}) {  // of 4 bits, -8 is the furthest
-        float scale = reach < 0 ? signed_top / reach : top / reach;
-        bf16 stored;
-        narrow(scale, stored);
-        scale = widen(stored);
-        const float inverse = 1.0f / scale;
-        float error = 0;
-#pragma omp simd reduction(+ : error)
-        for (int i = 0; i < kGroup; i++) {
-            float q = std::floor(w[i] * inverse + 0.5f);
-            q = q < -8 ? -8.0f : q > 7 ? 7.0f : q;
-            const float left = w[i] - q * scale;
-            error += left * left;
-        }
-        if (error < least) least = error, best = scale;
-    }
-    return best;
-}
-
 }  // namespace
 }  // namespace penstock
 
 using namespace penstock;
 
 extern "C" {
-
-// weight: [n, k] contiguous bfloat16, k a multiple of the group, quantized into columns [offset, offset + width) of the
-// panels of `out`: 64 wide alone, or two matrices of 32 side by side. out: [panels][k / group][kGroupBytes], zeroed.
-// offsets: [n], see kRaised.
-void penstock_pack_int4(const uint16_t *weight, uint8_t *out, float *offsets, int64_t n, int64_t k, int64_t offset,
-                        int64_t width) {
-#pragma omp parallel for schedule(dynamic)
-    for (int64_t first = 0; first < n; first += width) {
-        uint8_t *panel = out + first / width * (k / kGroup) * kGroupBytes;
-        for (int64_t row = first; row < std::min(first + width, n); row++) {
-            const int64_t column = row - first + offset, place = column / 32 * 64 + column % 16 * 4;
-            const int shift = column / 16 % 2 * 4;
-            float total = 0;
-            for (int64_t group = 0; group < k / kGroup; group++) {
-                uint8_t *to = panel + group * kGroupBytes;
-                float w[kGroup];
-                for (int i = 0; i < kGroup; i++) {
-                    w[i] = widen(reinterpret_cast<const bf16 *>(weight)[row * k + group * kGroup + i]);
-                }
-                const float scale = best_scale(w), inverse = scale != 0 ? 1.0f / scale : 0.0f;
-                narrow(scale, reinterpret_cast<bf16 *>(to)[column]);
-                for (int i = 0; i < kGroup; i++) {
-                    float q = std::floor(w[i] * inverse + 0.5f);
-                    q = q < -8 ? -8.0f : q > 7 ? 7.0f : q == q ? q : 0.0f;
-                    total += scale * q;
-                    to[kPanel * 2 + i / 4 * 128 + place + i % 4] |= static_cast<uint8_t>(static_cast<int>(q + 8) << shift);
-                }
-            }
-            offsets[row] = kRaised * total;
-        }
-    }
-}
 
 // As the products of matmul_bf16.cpp. scratch: m * (k + 4) bytes.
 void penstock_matmul_int4(const penstock_matrix *w, const uint16_t *x, int64_t stride, int64_t m,

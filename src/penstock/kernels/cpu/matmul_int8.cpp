@@ -41,42 +41,6 @@ using namespace penstock;
 
 extern "C" {
 
-// weight: [n, k] contiguous bfloat16, k a multiple of 4, quantized into columns [offset, offset + width) of the panels of
-// `out`: see pack_panels. scales: [n], the largest of each row / 127; offsets: [n], see kRaised.
-void penstock_pack_int8(const uint16_t *weight, int8_t *out, float *scales, int32_t *offsets, int64_t n, int64_t k,
-                        int64_t offset, int64_t width) {
-#pragma omp parallel for schedule(dynamic)
-    for (int64_t first = 0; first < n; first += width) {
-        int8_t *panel = out + first / width * k * kPanel + offset * 4;
-        for (int64_t row = first; row < std::min(first + width, n); row++) {
-            const bf16 *w = reinterpret_cast<const bf16 *>(weight) + row * k;
-            float top = 0;
-#pragma omp simd reduction(max : top)
-            for (int64_t i = 0; i < k; i++) {
-                const float size = std::fabs(widen(w[i]));
-                top = size > top ? size : top;
-            }
-            const float inverse = top > 0 ? 127.0f / top : 0.0f;
-            int32_t total = 0;
-            for (int64_t start = 0; start < k; start += 64) {
-                const int count = static_cast<int>(std::min<int64_t>(k - start, 64));
-                int8_t values[64];
-#pragma omp simd reduction(+ : total)
-                for (int i = 0; i < count; i++) {
-                    const float q = std::nearbyint(widen(w[start + i]) * inverse);
-                    const int32_t value = q >= -127.0f && q <= 127.0f ? static_cast<int32_t>(q) : 0;
-                    values[i] = static_cast<int8_t>(value);
-                    total += value;
-                }
-                for (int i = 0; i < count; i += 4) std::memcpy(panel + (start + i) * kPanel, values + i, 4);
-            }
-            scales[row] = top / 127.0f;
-            offsets[row] = total * kRaised;
-            panel += 4;
-        }
-    }
-}
-
 // As the products of matmul_bf16.cpp. scratch: m * (k + 4) bytes.
 void penstock_matmul_int8(const penstock_matrix *w, const uint16_t *x, int64_t stride, int64_t m,
                           const uint16_t *residual, uint16_t *out, void *scratch) {

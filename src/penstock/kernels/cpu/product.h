@@ -293,23 +293,6 @@ void product(const void *a, int64_t stride, const void *weights, int64_t m, int6
     }
 }
 
-// weight: [n, bytes] contiguous, bytes a multiple of 4. Its rows become columns [offset, offset + width) of each panel of
-// `out`: 64 wide alone, or two matrices of 32 side by side.
-inline void pack_panels(const char *weight, char *out, int64_t n, int64_t bytes, int64_t offset, int64_t width) {
-#pragma omp parallel for schedule(static)
-    for (int64_t first = 0; first < n; first += width) {
-        char *panel = out + first / width * bytes * kPanel + offset * 4;
-        const int64_t columns = std::min(width, n - first);
-        for (int64_t start = 0; start < bytes; start += 64) {  // a cache line of each row at a time
-            const int64_t end = std::min<int64_t>(start + 64, bytes);
-            for (int64_t c = 0; c < columns; c++) {
-                const char *from = weight + (first + c) * bytes;
-                for (int64_t i = start; i < end; i += 4) std::memcpy(panel + i * kPanel + c * 4, from + i, 4);
-            }
-        }
-    }
-}
-
 enum Activation { kSilu, kGeluTanh, kRelu };
 
 template <int ACTIVATION>

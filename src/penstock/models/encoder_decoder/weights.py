@@ -12,6 +12,7 @@ from penstock.formats import Format
 from penstock.formats.dense import Linear
 from penstock.hub.checkpoint import TensorEntry
 from penstock.kernels.relative import BiasBehind, bias_table
+from penstock.kernels.stored import Matrix
 from penstock.models.encoder_decoder.config import EncoderDecoderConfig
 from penstock.models.mlp import GatedMlp, Mlp, PlainMlp
 from penstock.models.norms import RmsNorm
@@ -152,13 +153,13 @@ class _Loader:
     def products(self, prefix: str, names: tuple[str, ...]) -> Linear:
         """Matrices that multiply a layer's input, stacked."""
         inner, hidden = self.config.inner_size, self.config.hidden_size
-        stacked = torch.empty((len(names), inner, hidden), dtype=self.read.dtype, device=self.read.device)
-        for name, slot in zip(names, stacked, strict=True):
-            self.read(f"{prefix}{name}.weight", (inner, hidden), slot)
-        return self.form.load(stacked.flatten(0, 1))
+        return self.form.load(self.read.matrix([(f"{prefix}{name}.weight", inner) for name in names], hidden))
 
     def out(self, prefix: str) -> Linear:
-        return self.form.load(self.read(f"{prefix}o.weight", (self.config.hidden_size, self.config.inner_size)))
+        return self.form.load(self.matrix(f"{prefix}o", self.config.hidden_size, self.config.inner_size))
+
+    def matrix(self, name: str, rows: int, columns: int) -> Matrix:
+        return self.read.matrix([(f"{name}.weight", rows)], columns)
 
     def bias(self, prefix: str, both_ways: bool) -> Tensor:
         c, name = self.config, f"{prefix}0.SelfAttention.relative_attention_bias.weight"
@@ -180,11 +181,11 @@ class _Loader:
     def feed_forward(self, prefix: str) -> FeedForward:
         c, parts = self.config, f"{prefix}DenseReluDense."
         wide, narrow = (c.intermediate_size, c.hidden_size), (c.hidden_size, c.intermediate_size)
-        down = self.form.load(self.read(f"{parts}wo.weight", narrow))
+        down = self.form.load(self.matrix(f"{parts}wo", *narrow))
         mlp: Mlp
         if c.gated:
-            gate, up = self.read(f"{parts}wi_0.weight", wide), self.read(f"{parts}wi_1.weight", wide)
+            gate, up = self.matrix(f"{parts}wi_0", *wide), self.matrix(f"{parts}wi_1", *wide)
             mlp = GatedMlp(self.form.load_gated(gate, up, c.activation), down)
         else:
-            mlp = PlainMlp(self.form.load(self.read(f"{parts}wi.weight", wide)), c.activation, down)
+            mlp = PlainMlp(self.form.load(self.matrix(f"{parts}wi", *wide)), c.activation, down)
         return FeedForward(self.norm(f"{prefix}layer_norm"), mlp)
