@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -32,6 +33,18 @@ def test_it_names_every_route() -> None:
     text = msgspec.json.encode(document(operations)).decode()
     names = set(re.findall(r'"#/components/schemas/([^"]+)"', text))
     assert names <= set(document(operations)["components"]["schemas"])
+
+
+def test_it_tells_which_streams_end_with_done() -> None:
+    paths = document(list(OPERATIONS))["paths"]
+    streams = {
+        path: json.dumps(methods["post"]["responses"]["200"]["content"]["text/event-stream"])
+        for path, methods in paths.items()
+        if "text/event-stream" in methods.get("post", {}).get("responses", {}).get("200", {}).get("content", {})
+    }
+    ending = {path for path, schema in streams.items() if '"[DONE]"' in schema}
+    assert ending == {"/invocations", "/v1/chat/completions", "/v1/completions", "/v1/responses"}
+    assert set(streams) - ending == {"/", "/generate_stream", "/v1/messages"}
 
 
 def test_it_is_served_with_a_page(server: Server) -> None:

@@ -229,7 +229,7 @@ def test_slow_clients_are_cut(start_server: StartServer, long_llama: Path) -> No
 def test_three_kills_of_the_engine_under_32_streams(start_server: StartServer, long_llama: Path, again: int) -> None:
     """K1 with three kills a server, for a fourth within five minutes ends it (test_life.py); 102 in the long run.
 
-    It serves again within 5 s more than it took to start, which on a busy machine is long.
+    It serves again within 5 s more than it took to start, which on a busy machine is long, or within 10 s.
     """
     rng = random.Random(again)
     began = time.monotonic()
@@ -247,7 +247,7 @@ def test_three_kills_of_the_engine_under_32_streams(start_server: StartServer, l
             assert not thread.is_alive()
         assert time.monotonic() - began < 2
         assert all(events[-1] == "[DONE]" and "error" in events[-2] for _, events in streams)
-        server.wait_health(200, load_seconds + 5 - (time.monotonic() - began))
+        server.wait_health(200, max(load_seconds + 5, 10) - (time.monotonic() - began))
         assert server.metric("penstock_engine_restarts_total") == kill
     server.wait_idle()
 

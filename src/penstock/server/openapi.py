@@ -129,9 +129,11 @@ def _operation(operation: Operation, schema_of: dict[int, Any]) -> dict[str, Any
     return described
 
 
-def _event(schema: Any) -> dict[str, Any]:
-    """A server-sent event; its data is JSON, or `[DONE]`."""
-    data = {"type": "string", "contentMediaType": JSON, "contentSchema": schema}
+def _event(schema: Any, done: bool = False) -> dict[str, Any]:
+    """A server-sent event; its data is JSON. done: the last one is `[DONE]`."""
+    data: dict[str, Any] = {"type": "string", "contentMediaType": JSON, "contentSchema": schema}
+    if done:
+        data = {"anyOf": [{"const": "[DONE]"}, data]}
     return {"type": "object", "properties": {"event": {"type": "string"}, "data": data}, "required": ["data"]}
 
 
@@ -149,7 +151,8 @@ def _success(operation: Operation, schema_of: dict[int, Any]) -> dict[str, Any]:
         schema = schema_of[id(operation.answer)]
         content[operation.content_type] = {"schema": _event(schema) if operation.content_type == EVENTS else schema}
     if operation.event is not None:
-        content[EVENTS] = {"schema": _event(schema_of[id(operation.event)])}
+        done = operation.tag == "openai" or len(operation.bodies) > 1  # /invocations takes OpenAI's bodies too
+        content[EVENTS] = {"schema": _event(schema_of[id(operation.event)], done)}
     response: dict[str, Any] = {"description": "Leads elsewhere" if operation.redirects else "It worked"}
     if content:
         response["content"] = content
