@@ -10,6 +10,7 @@ import resource
 import signal
 import stat
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -316,6 +317,23 @@ def test_bad_inputs_fail_before_the_model_is_loaded(
     assert time.monotonic() - since < 3
     check_error(done, code, *words)
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("verb", ["generate", "embed", "lm_gen"])
+def test_an_output_that_is_the_input_is_refused(tmp_path: Path, verb: str) -> None:
+    prompts = tmp_path / "p.txt"
+    prompts.write_text("one\ntwo\n")
+    other = tmp_path / "link.txt"
+    other.symlink_to(prompts)
+    if verb == "lm_gen":
+        done = subprocess.run(
+            [sys.executable, "-m", "penstock.cli.lm_gen", "demo", prompts, other, "3", "0"],
+            env=environment(tmp_path), capture_output=True, timeout=120, check=False,
+        )  # fmt: skip
+    else:
+        done = penstock(verb, "demo", "-i", prompts, "-o", other, "--overwrite", home=tmp_path)
+    check_error(done, 2, "is the input")
+    assert prompts.read_text() == "one\ntwo\n"
 
 
 def test_weights_that_are_not_numbers(tiny_llama: Path, tmp_path: Path) -> None:

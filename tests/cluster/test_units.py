@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.cluster import registry, script, slurm, words
+from penstock.cluster import fleet, registry, script, slurm, words
 from penstock.cluster.refusals import refused
 from penstock.cluster.registry import Order
 from penstock.cluster.staging import copying
@@ -55,6 +55,18 @@ def test_a_directory_of_others_is_refused(jobs_directory: Path, tmp_path: Path) 
     jobs_directory.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(EnvironmentFault, match="not a directory of yours"):
         registry.claim("demo", None)
+
+
+def test_a_submission_that_was_broken_off_is_not_waited_for(jobs_directory: Path) -> None:
+    launch = registry.claim("ghost", None)
+    assert launch is not None
+    with pytest.raises(EnvironmentFault, match="was not ready within"):  # it may yet get its job
+        fleet.wait(launch, print, patience=0.1)
+    os.utime(launch.path, (0, 0))
+    with pytest.raises(EnvironmentFault, match="was never submitted"):
+        fleet.wait(launch, print, patience=20)
+    with pytest.raises(EnvironmentFault, match="was never submitted"):
+        fleet.find("ghost", {})
 
 
 @pytest.mark.parametrize(

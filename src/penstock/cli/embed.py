@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from penstock.cli.main import INTERRUPTED
-from penstock.cli.options import cpus_option, engine_options, find_model, input_path, model_argument, source_options
+from penstock.cli.options import (
+    check_apart,
+    cpus_option,
+    engine_options,
+    find_model,
+    input_path,
+    model_argument,
+    source_options,
+)
 from penstock.cli.progress import duration
 from penstock.errors import ModelError, PartialResults, UsageError
 
@@ -94,6 +102,7 @@ def embed(model: str, output: str, as_json: bool, **options: Any) -> None:
     target = input_path(output)
     if target is None:
         raise UsageError("The output must be a file, so that a run can go on.", "", "For example: -o states.npz")
+    check_apart(input_path(options["source"]), target)
     summary = _embed(model, target, options)
     print(summary.line(), file=sys.stderr)
     if as_json:

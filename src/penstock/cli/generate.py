@@ -16,6 +16,7 @@ from penstock.cli.generate_summary import Summary
 from penstock.cli.options import (
     adapter_options,
     adapters_of,
+    check_apart,
     cpus_option,
     engine_options,
     find_model,
@@ -74,6 +75,7 @@ def generate(model: str, source: str, output: str, as_json: bool, **options: Any
     """
     if as_json and output == "-":
         raise click.UsageError("--json and --output - both write to stdout; leave one out.")
+    check_apart(input_path(source), input_path(output))
     summary = run(model, input_path(source), input_path(output), options)
     print(summary.line(), file=sys.stderr, flush=True)
     if as_json:

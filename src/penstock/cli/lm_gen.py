@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from penstock.cli.main import INTERRUPTED, run_command
-from penstock.cli.options import COUNT, SEED, FiniteFloat, engine_options, find_model, input_path, source_options
+from penstock.cli.options import (
+    COUNT,
+    SEED,
+    FiniteFloat,
+    check_apart,
+    engine_options,
+    find_model,
+    input_path,
+    source_options,
+)
 from penstock.errors import EnvironmentFault, PartialResults
 
 if TYPE_CHECKING:
@@ -48,6 +57,7 @@ def lm_gen(
     from penstock.cli.progress import RowProgress
     from penstock.text.tokenizer import load_tokenizer
 
+    check_apart(input_path(source), input_path(output))
     snapshot = find_model(model, options["revision"], options["offline"], options["trust_remote_code"])
     with contextlib.closing(RowFile(input_path(source), "txt")) as rows:
         total = rows.check().rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from collections.abc import Callable, Iterable
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from penstock.errors import UsageError
 
 if TYPE_CHECKING:
     from penstock.engine.config import EngineConfig
@@ -264,6 +267,16 @@ def adapters_of(given: Iterable[str], offline: bool) -> dict[str, str]:
 
     sources = parse_adapters(",".join(given))
     return {name: str(resolve_adapter(source, offline=True if offline else None)) for name, source in sources.items()}
+
+
+def check_apart(source: Path | None, output: Path | None) -> None:
+    """Raise UsageError when the output is the very file that is read, under whatever name: it would be lost."""
+    same = False
+    if source is not None and output is not None:
+        with contextlib.suppress(OSError):  # one of them is not there, or not to be seen: whoever opens it says so
+            same = source.is_file() and source.samefile(output)
+    if same:
+        raise UsageError(f"The output {output} is the input.", "Writing it would destroy the prompts.", "Give another.")
 
 
 def input_path(value: str) -> Path | None:

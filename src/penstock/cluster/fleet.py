@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -131,10 +132,13 @@ def find(name: str, jobs: Jobs) -> Target:
     ready = [server for server in found if server.state == "ready"]
     if not ready:
         state = "; ".join(f"job {s.job} is {s.state}" + (f" ({s.why})" if s.why else "") for s in found)
+        _check_submitted(launch_of(name), found)
         raise EnvironmentFault(
             f"The server {name!r} does not take requests now.",
             f"{state[:1].upper()}{state[1:]}." if state else "It is being submitted.",
-            "`penstock url NAME --wait` waits for it." if any(s.alive for s in found) else "Start it: penstock submit",
+            f"`penstock url {name} --wait` waits for it."
+            if any(s.alive for s in found) or not found
+            else "Start it: penstock submit",
         )
     for server in sorted(ready, key=lambda s: int(s.job), reverse=True):
         endpoint = reach(server)
@@ -196,6 +200,7 @@ def _progress(server: Server) -> str:
 
 def _check_alive(launch: Launch, found: list[Server]) -> None:
     """Raises PenstockError for a launch that will never be ready."""
+    _check_submitted(launch, found)
     if found and not found[-1].alive:
         last = _with_ending(found[-1], slurm.endings([found[-1].job]).get(found[-1].job))
         raise EnvironmentFault(
@@ -208,6 +213,16 @@ def _check_alive(launch: Launch, found: list[Server]) -> None:
         raise UsageError(
             f"Job {found[0].job} will never start. {found[0].why[:1].upper()}{found[0].why[1:]}.",
             hint=f"Take it back: penstock stop {launch.name}",
+        )
+
+
+def _check_submitted(launch: Launch, found: list[Server]) -> None:
+    """Raises EnvironmentFault for a launch without a job that is too old to be getting one."""
+    if not found and _age(launch) > BEING_SUBMITTED:
+        raise EnvironmentFault(
+            f"The server {launch.name!r} was never submitted.",
+            f"Its submission was broken off, or {launch.path} is damaged.",
+            f"Submit it again: penstock submit MODEL --name {launch.name}",
         )
 
 
@@ -230,10 +245,15 @@ def _taken(launch: Launch, jobs: Jobs) -> str:
     # A young launch of which Slurm said nothing may have got its job after Slurm was asked.
     if jobs_of(launch, jobs or {}) or any(record.state == "ended" for record in launch.records()):
         return ""
+    return "it is being submitted at this moment" if _age(launch) < BEING_SUBMITTED else ""
+
+
+def _age(launch: Launch) -> float:
+    """Seconds since it was claimed; a launch that cannot be looked at is old."""
     try:
-        return "it is being submitted at this moment" if launch.age() < BEING_SUBMITTED else ""
+        return launch.age()
     except OSError:
-        return ""
+        return math.inf
 
 
 def _server(launch: Launch, order: Order, job: str, record: Record | None, jobs: Jobs, now: float) -> Server:
