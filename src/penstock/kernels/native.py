@@ -87,6 +87,7 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
         function.argtypes, function.restype = [_pointer] + [_int] * 2 + [_pointer] * 3, None
     library.penstock_rms_norm_bf16.argtypes = [_pointer, _int, _pointer, _pointer, _int, _int, _float]
     library.penstock_rms_norm_bf16.restype = None
+    library.penstock_gelu_bf16.argtypes, library.penstock_gelu_bf16.restype = [_pointer] * 2 + [_int] * 2, None
     library.penstock_argmax_bf16.argtypes = [_pointer] * 3 + [_int] * 2
     library.penstock_argmax_bf16.restype = None
     library.penstock_draw_f32.argtypes, library.penstock_draw_f32.restype = [_pointer] * 4 + [_int] * 2, None
@@ -214,6 +215,19 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     out = torch.empty_like(x)
     assert LIBRARY is not None  # noqa: S101 (can_norm)
     LIBRARY.penstock_rms_norm_bf16(x.data_ptr(), n, weight.data_ptr(), out.data_ptr(), x.numel() // n, n, eps)
+    return out
+
+
+def can_gelu(x: Tensor) -> bool:
+    """Whether `gelu` takes these."""
+    return LIBRARY is not None and x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.is_contiguous()
+
+
+def gelu(x: Tensor, tanh: bool) -> Tensor:
+    """torch.nn.functional.gelu; tanh: its approximation. Only what `can_gelu` allows."""
+    out = torch.empty_like(x)
+    assert LIBRARY is not None  # noqa: S101 (can_gelu)
+    LIBRARY.penstock_gelu_bf16(x.data_ptr(), out.data_ptr(), x.numel(), tanh)
     return out
 
 
