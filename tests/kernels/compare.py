@@ -180,6 +180,20 @@ def rotary_in_bytes(rng: random.Random, dtype: torch.dtype) -> None:
         assert not byte_cache.widened(cache, torch.float32).transpose(1, 2).flatten(0, 1)[others].any()
 
 
+def gelu(rng: random.Random) -> None:
+    """Activations of numbers of every size, a NaN and infinities among them."""
+    x = (torch.randn(rng.choice([1, 3, 9]), rng.choice([1, 31, 4096, 5000])) * 10 ** rng.uniform(-3, 2)).bfloat16()
+    for special in (float("nan"), float("inf"), float("-inf")):
+        x[rng.randrange(len(x)), rng.randrange(x.shape[1])] = special
+    for tanh in (False, True):
+        got = native.gelu(x, tanh).double()
+        exact = F.gelu(x.double(), approximate="tanh" if tanh else "none")
+        near = (got - exact).abs() <= exact.abs() * 2**-8 + 2e-6
+        assert torch.all(near | (got == exact) | (got.isnan() & ~x.isfinite())), (x.shape, tanh)
+        assert torch.equal(got.isnan() & x.isfinite(), torch.zeros_like(x, dtype=torch.bool))
+        assert got[x.isnan()].isnan().all()
+
+
 def largest(rng: random.Random) -> None:
     x = torch.randn(rng.choice([1, 3, 33]), rng.choice([1, 7, 100, 3001])).bfloat16() - rng.choice([0, 0, 9])
     values, ids = native.largest(x)
@@ -419,6 +433,7 @@ def main() -> None:
         rotary_in_bytes(rng, rng.choice([torch.float32, torch.bfloat16]))
         rotary(rng, rng.choice([torch.float32, torch.bfloat16]))
         norm(rng)
+        gelu(rng)
         largest(rng)
         drawn(rng)
         penalized(rng)

@@ -22,6 +22,12 @@ Multiply penstock_matmul_bf16, penstock_matmul_int8, penstock_matmul_int4;
 using Attend = void(const float *, float *, const float *, const float *, const int64_t *, int64_t, const int64_t *, int64_t,
                     int64_t, int64_t, int64_t, int64_t, int64_t, const penstock_rule *);
 Attend penstock_attention_f32, penstock_attention_long_f32;
+using AttendBytes = void(const float *, float *, const int8_t *, const int8_t *, const int64_t *, int64_t, const int64_t *,
+                         int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, const penstock_rule *);
+AttendBytes penstock_attention_f32_int8, penstock_attention_long_f32_int8;
+void penstock_rotary_kv_f32_int8(const float *, int64_t, const float *, int64_t, const float *, int64_t, const float *,
+                                 const float *, const int64_t *, float *, int8_t *, int8_t *, int64_t, int64_t, int64_t,
+                                 int64_t, int64_t);
 }
 
 namespace {
@@ -82,7 +88,39 @@ void products(const char *what, int64_t m, int64_t n, int64_t k, Multiply *multi
     std::free(packed);
 }
 
-void attention(int64_t length, int64_t context, Attend *attend) {
+// Each token's keys and values go into caches of bytes, and what they stand for there into `keys` and `values`.
+void in_bytes(std::vector<float> &keys, std::vector<float> &values, std::vector<int8_t> *bytes, int64_t blocks, const Cache &plain) {
+    const Cache small = cache_of<int8_t>(plain.kv_heads, plain.block_size, plain.dim);
+    const int64_t width = plain.kv_heads * plain.dim;
+    const std::vector<float> ones(plain.dim, 1), none(plain.dim);
+    std::vector<float> k(width), v(width), turned(width);
+    for (int i = 0; i < 2; i++) bytes[i].resize(small.block(blocks, 0));
+    for (int64_t slot = 0; slot < blocks * plain.block_size; slot++) {
+        const int64_t block = slot / plain.block_size, place = slot % plain.block_size;
+        const auto at = [&](const Cache &cache, int64_t h) { return cache.block(block, h) + place * plain.dim; };
+        for (int64_t h = 0; h < plain.kv_heads; h++) {
+            std::copy_n(&keys[at(plain, h)], plain.dim, &k[h * plain.dim]);
+            std::copy_n(&values[at(plain, h)], plain.dim, &v[h * plain.dim]);
+        }
+        penstock_rotary_kv_f32_int8(k.data(), width, k.data(), width, v.data(), width, ones.data(), none.data(), &slot,
+                                    turned.data(), bytes[0].data(), bytes[1].data(), 1, plain.kv_heads, plain.kv_heads,
+                                    plain.dim, plain.block_size);
+        for (int64_t h = 0; h < plain.kv_heads; h++) {
+            for (int i = 0; i < 2; i++) {
+                auto &numbers = i ? values : keys;
+                const Stretch<int8_t> row(bytes[i].data(), small, &block, h, place);
+                for (int64_t d = 0; d < plain.dim; d++) {
+                    float &x = numbers[at(plain, h) + d];
+                    const float kept = row.rows[d] * row.scale(0);
+                    if (!(std::fabs(kept - x) <= row.scale(0) * 0.5001f)) fail("a byte of the cache", kept, x);
+                    x = kept;
+                }
+            }
+        }
+    }
+}
+
+void attention(int64_t length, int64_t context, Attend *attend, AttendBytes *attend_bytes = nullptr) {
     const int64_t kv_heads = 2, repeats = 3, heads = kv_heads * repeats, dim = 20, block = 16, blocks = (context + block - 1) / block;
     std::normal_distribution<float> normal;
     std::vector<float> q(length * heads * dim), out(q.size()), keys(blocks * kv_heads * block * dim), values(keys.size());
@@ -92,9 +130,16 @@ void attention(int64_t length, int64_t context, Attend *attend) {
     std::vector<int64_t> table(blocks);
     for (int64_t i = 0; i < blocks; i++) table[i] = blocks - 1 - i;
     const penstock_rule rule{0.2f, 5.0f, 40, 0, nullptr, 0};
-    attend(q.data(), out.data(), keys.data(), values.data(), table.data(), blocks, &context, 1, length, heads, kv_heads, block,
-           dim, &rule);
     const Cache cache{kv_heads, block, dim};
+    if (attend_bytes) {
+        std::vector<int8_t> bytes[2];
+        in_bytes(keys, values, bytes, blocks, cache);
+        attend_bytes(q.data(), out.data(), bytes[0].data(), bytes[1].data(), table.data(), blocks, &context, 1, length, heads,
+                     kv_heads, block, dim, &rule);
+    } else {
+        attend(q.data(), out.data(), keys.data(), values.data(), table.data(), blocks, &context, 1, length, heads, kv_heads,
+               block, dim, &rule);
+    }
     for (int64_t i = 0; i < length; i++) {
         const int64_t position = context - length + i;
         for (int64_t h = 0; h < heads; h++) {
@@ -127,4 +172,6 @@ int main() {
     attention(1, 50, penstock_attention_f32);
     attention(4, 50, penstock_attention_f32);
     attention(33, 90, penstock_attention_long_f32);
+    attention(4, 50, nullptr, penstock_attention_f32_int8);
+    attention(33, 90, nullptr, penstock_attention_long_f32_int8);
 }

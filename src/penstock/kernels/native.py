@@ -23,7 +23,7 @@ from penstock.devices.cpu import flags
 from penstock.kernels.mask import Mask
 from penstock.kernels.penalty import Penalty
 
-_VERSION = 10
+_VERSION = 11
 _AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
 _AVX2 = {"avx2", "fma", "bmi2"}
 _LEVELS = {
@@ -93,6 +93,7 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     library.penstock_rms_norm_bf16.restype = None
     library.penstock_layer_norm_bf16.argtypes = [_pointer, _int, *[_pointer] * 3, _int, _int, _float]
     library.penstock_layer_norm_bf16.restype = None
+    library.penstock_gelu_bf16.argtypes, library.penstock_gelu_bf16.restype = [_pointer] * 2 + [_int] * 2, None
     library.penstock_argmax_bf16.argtypes = [_pointer] * 3 + [_int] * 2
     library.penstock_argmax_bf16.restype = None
     library.penstock_draw_f32.argtypes, library.penstock_draw_f32.restype = [_pointer] * 4 + [_int] * 2, None
@@ -234,6 +235,19 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Te
         *(x.data_ptr(), n, weight.data_ptr(), None if bias is None else bias.data_ptr(), out.data_ptr()),
         *(x.numel() // n, n, eps),
     )
+    return out
+
+
+def can_gelu(x: Tensor) -> bool:
+    """Whether `gelu` takes these."""
+    return LIBRARY is not None and x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.is_contiguous()
+
+
+def gelu(x: Tensor, tanh: bool) -> Tensor:
+    """torch.nn.functional.gelu; tanh: its approximation. Only what `can_gelu` allows."""
+    out = torch.empty_like(x)
+    assert LIBRARY is not None  # noqa: S101 (can_gelu)
+    LIBRARY.penstock_gelu_bf16(x.data_ptr(), out.data_ptr(), x.numel(), tanh)
     return out
 
 

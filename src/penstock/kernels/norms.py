@@ -59,15 +59,19 @@ def gate_product(x: Tensor, activation: str) -> Tensor:
     return ACTIVATIONS[activation](gate) * up
 
 
+def _gelu(x: Tensor) -> Tensor:
+    return native.gelu(x, tanh=False) if native.can_gelu(x) else F.gelu(x)
+
+
 def _gelu_tanh(x: Tensor) -> Tensor:
-    return F.gelu(x, approximate="tanh")
+    return native.gelu(x, tanh=True) if native.can_gelu(x) else F.gelu(x, approximate="tanh")
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "swish": F.silu,
-    "gelu": F.gelu,
-    "gelu_python": F.gelu,
+    "gelu": _gelu,
+    "gelu_python": _gelu,
     "gelu_new": _gelu_tanh,
     "gelu_fast": _gelu_tanh,
     "gelu_accurate": _gelu_tanh,
