@@ -162,6 +162,7 @@ def test_memories_are_joined(name: str, tmp_path: Path, monkeypatch: pytest.Monk
     assert len(sizes) == (1 + 30 if name == "mamba" else 30 + 25)
 
 
+@torch.inference_mode()
 def test_a_step_is_computed_where_the_model_is(tmp_path: Path) -> None:
     """A device that holds no numbers refuses to meet those of another; only the scores would come home."""
     folder = save_model(tmp_path / "model", OTHERS["persimmon"])
