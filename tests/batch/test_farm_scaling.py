@@ -52,7 +52,7 @@ def test_claims_cost_at_most_a_hundredth_of_the_time(tmp_path: Path, workers: in
     assert done == shards
     ideal = -(-shards // workers) * SHARD_SECONDS
     assert last <= 1.01 * ideal
-    assert max(cost) <= 0.01 * ideal
+    assert sum(cost) <= 0.01 * workers * ideal  # of each alone it would be a measure of the disk's longest pause
 
 
 def test_four_nodes_do_nearly_four_times_the_work_of_one(tmp_path: Path) -> None:

@@ -57,8 +57,8 @@ def requests(rows: list[list[int]], new: int) -> list[EngineRequest]:
     return [EngineRequest(id=i, prompt_ids=row, max_new_tokens=new, ignore_eos=True) for i, row in enumerate(rows)]
 
 
-def reference(folder: Path) -> PreTrainedModel:
-    return AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32)
+def reference(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    return AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=dtype)
 
 
 @torch.inference_mode()
@@ -85,8 +85,16 @@ def our_logits(engine: EngineLoop, row: list[int], ids: list[int]) -> Tensor:
     return engine._decoder.logits(engine._decoder.forward(step.inputs, cache))
 
 
+def apart(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).abs().max())
+
+
 def check(folder: Path, rows: list[list[int]], new: int, **options: int) -> set[int]:
-    """Generate for the rows together and compare every token and every logit. Returns the tokens that came."""
+    """Generate for the rows together and compare every token and every logit. Returns the tokens that came.
+
+    Random weights of T5 make rounding grow: logits that differ by more than 0.001 must be about as near to those of
+    float64 as transformers' are.
+    """
     engine, model = load(folder, **options), reference(folder)
     found = generate(engine, requests(rows, new))
     assert engine.stats.used_blocks == 0
@@ -96,7 +104,10 @@ def check(folder: Path, rows: list[list[int]], new: int, **options: int) -> set[
         assert len(ids) == new
         expected, scores = theirs(model, row, ids)
         assert ids == expected
-        assert float((our_logits(engine, row, ids) - scores).abs().max()) <= 1e-3
+        ours = our_logits(engine, row, ids)
+        if apart(ours, scores) > 1e-3:
+            _, exact = theirs(reference(folder, torch.float64), row, ids)
+            assert apart(ours, exact) <= 1.5 * apart(scores, exact)
     return {token for result in found.values() for token in result.ids}
 
 
@@ -203,7 +214,7 @@ def test_nothing_of_a_step_stays_on_the_host(t5: Path, monkeypatch: pytest.Monke
     sequences = []
     for number, row in enumerate([[5, 6, 7], [8, 9, 10], [5, 9, 8, 7, 6]]):
         s = Sequence.of(EngineRequest(number, row, 9), number, b"", None, start=(0, 4))
-        s.blocks = list(range(10 * number, 10 * number + 10))
+        s.blocks = array("q", range(10 * number, 10 * number + 10))
         sequences.append(s)
     for new in (1, 1, 3):
         runs = [Run(s, s.pending) for s in sequences]
