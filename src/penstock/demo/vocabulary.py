@@ -5,6 +5,7 @@ import itertools
 import json
 import pathlib
 import re
+from collections.abc import Iterable
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
@@ -64,7 +65,16 @@ def word_pattern(texts: list[str], count: int = 400) -> str:
     common = [
         word for word, _ in counts.most_common(count * 2) if word not in copied and (word.islower() or word == "I")
     ]
-    return rf" (?:{'|'.join(sorted(common[:count]))})(?!\p{{L}})|\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+|\n+|\s"
+    return rf" {alternatives(common[:count])}(?!\p{{L}})|\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+|\n+|\s"
+
+
+def alternatives(words: Iterable[str]) -> str:
+    """A pattern for these words as a whole. They branch letter by letter: of words side by side each would be tried."""
+    tails: dict[str, list[str]] = {}
+    for word in words:
+        tails.setdefault(word[:1], []).append(word[1:])
+    branches = [re.escape(head) + alternatives(tails[head]) if head else "" for head in sorted(tails, reverse=True)]
+    return branches[0] if len(branches) == 1 else f"(?:{'|'.join(branches)})"
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: pathlib.Path, positions: int) -> None:
