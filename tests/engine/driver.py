@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+from penstock.engine.config import EngineConfig
 from penstock.engine.loop import EngineLoop
 from penstock.engine.request import EngineRequest
 
@@ -19,6 +22,13 @@ class Generated:
     prompt_logprobs: list[float | None] | None = None
     finish: str | None = None
     error: str | None = None
+
+
+def started(folder: Path, **options: Any) -> tuple[EngineLoop, dict[str, str]]:
+    """The engine, and what it said of each stage of its start."""
+    stages: dict[str, str] = {}
+    config = EngineConfig(str(folder), **{"dtype": "float32", **options})
+    return EngineLoop.load(config, lambda stage: stages.update({stage.name: stage.text})), stages
 
 
 def generate(engine: EngineLoop, requests: Iterable[EngineRequest]) -> dict[int, Generated]:

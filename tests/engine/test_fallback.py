@@ -23,8 +23,6 @@ from transformers.masking_utils import (
 )
 
 from penstock.devices.memory import available_bytes
-from penstock.engine.config import EngineConfig
-from penstock.engine.loop import EngineLoop
 from penstock.engine.request import Embed, EngineRequest, Sampling
 from penstock.engine.step import GATHERED
 from penstock.errors import InvalidRequest, ModelError, ResourceError, UsageError
@@ -34,7 +32,7 @@ from penstock.models.fallback.paged import PagedTransformer
 from penstock.models.fallback.trace import CannotReplace, Visible, visible
 from penstock.models.inputs import StepInputs
 from tests.checkpoints import save_model, save_tokenizer
-from tests.engine.driver import generate
+from tests.engine.driver import generate, started
 from tests.engine.exactness import generated, made_prompts, reference
 from tests.families import SHAPES
 from tests.others import OTHERS, OWN, PAGED
@@ -47,13 +45,6 @@ ROWS = made_prompts(3, 70, 512)
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-def started(folder: Path, **options: Any) -> tuple[EngineLoop, dict[str, str]]:
-    """The engine, and what it said of each stage of its start."""
-    stages: dict[str, str] = {}
-    config = EngineConfig(str(folder), **{"dtype": "float32", **options})
-    return EngineLoop.load(config, lambda stage: stages.update({stage.name: stage.text})), stages
 
 
 def asked(rows: list[list[int]], new: int, **options: Any) -> list[EngineRequest]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ from penstock.plan.memory import GIB
 from tests.checkpoints import save_model
 from tests.encoder_decoders import SHAPES as ENCODERS
 from tests.encoder_decoders import save_encoder_decoder
-from tests.engine.driver import Generated, generate
+from tests.engine.driver import Generated, generate, started
 from tests.engine.exactness import made_prompts
 from tests.families import SHAPES
 from tests.others import OTHERS
@@ -31,13 +30,6 @@ ROWS = made_prompts(3, 70, 512)
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-def started(folder: Path, **options: Any) -> tuple[EngineLoop, dict[str, str]]:
-    """The engine, and what it said of each stage of its start."""
-    stages: dict[str, str] = {}
-    config = EngineConfig(str(folder), **{"dtype": "float32", **options})
-    return EngineLoop.load(config, lambda stage: stages.update({stage.name: stage.text})), stages
 
 
 def answers(engine: EngineLoop, rows: list[list[int]] = ROWS, new: int = 16) -> dict[int, Generated]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from penstock.engine.config import EngineConfig
 from penstock.engine.grammar import Cursor
+from penstock.engine.held import PATIENCE
 from penstock.engine.load import LoadedModel
 from penstock.engine.loop import FAILED, EngineLoop
 from penstock.engine.output import SequenceOutput, Token
@@ -28,7 +29,6 @@ from penstock.models.decoder import Decoder
 from penstock.plan.work import Work
 
 _NOTHING = float("-inf")
-_PATIENCE = 0.002  # seconds that a step waits for late masks
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class AheadLoop(EngineLoop):
                 self._publish(s)
             if step.flight.scores is not None and left:
                 logits = step.flight.scores[left]
-        chosen, logits = self._held.exchange(sequences, logits, _PATIENCE)
+        chosen, logits = self._held.exchange(sequences, logits, PATIENCE)
         if logits is not None:
             outputs += self._choose(chosen, logits)
         elif step is None and self._under_way is None:

@@ -19,7 +19,6 @@ from penstock.kernels.counts import PenaltyRules, count_text, count_tokens, pena
 from penstock.kernels.sampling import draw, largest, restrict
 
 _COUNT_BYTES = 2**27  # that counts of tokens may take
-PATIENCE = 0.002  # seconds that a step waits, once its forward pass is on its way, for what grammars allow
 
 
 def counted_rows(rows: int, vocab: int) -> int:

@@ -91,8 +91,10 @@ class Cursor:
         """Consume a token, if there is one that was not taken, and what is forced behind it. The mask of a quick cursor
         is left until somebody asks, if the next token will be guessed."""
         self._masked = False
-        if token_id is None or token_id != self._taken or self._wary or not self.quick:
+        if token_id is None or token_id != self._taken:
             self._do(self._advance, token_id)
+        elif not self.quick:
+            self._do(self._make_mask, None)
         self._taken, self._moved = None, True
 
     def mask(self) -> Mask:
@@ -109,10 +111,9 @@ class Cursor:
             self._taken = None
 
     def _advance(self, token_id: int | None) -> None:
-        if token_id is None or token_id != self._taken:
-            if token_id is not None:
-                self._matcher.consume_token(token_id)
-            self._follow()
+        if token_id is not None:
+            self._matcher.consume_token(token_id)
+        self._follow()
         if self._wary or not self.quick:
             self._make_mask(None)
 

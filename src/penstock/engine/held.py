@@ -13,6 +13,8 @@ from torch import Tensor
 
 from penstock.engine.sequence import Sequence
 
+PATIENCE = 0.002  # seconds that a step waits for late masks
+
 
 class HeldRows:
     """The last scores of sequences whose next token cannot be chosen yet."""

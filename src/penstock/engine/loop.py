@@ -19,7 +19,7 @@ from penstock.engine.block_pool import BlockPool
 from penstock.engine.config import EngineConfig
 from penstock.engine.encoded_step import build_encoded_step
 from penstock.engine.grammar import Cursor, Grammars
-from penstock.engine.held import HeldRows
+from penstock.engine.held import PATIENCE, HeldRows
 from penstock.engine.images import Eyes, PromptImages
 from penstock.engine.kv_type import check_device
 from penstock.engine.limits import validate
@@ -39,7 +39,7 @@ from penstock.errors import InvalidRequest, ModelError
 log = logging.getLogger("penstock.engine")
 
 _MAX_FAILURES = 3  # failed steps in a row before the engine gives up
-_PATIENCE, _PATIENCE_SHARE = 0.002, 0.2  # seconds that a step waits for late masks, and the share of its own time
+_PATIENCE_SHARE = 0.2  # of a step's own time, which it may wait for late masks where that is more
 _NAP = 0.01  # seconds to sleep where every sequence waits for its grammar
 FAILED = "the model failed while computing this request"
 _NOT_NUMBERS = "the model's scores are not numbers; are its weights damaged?"
@@ -221,7 +221,7 @@ class EngineLoop:
             self._count(runs, len(ending), time.perf_counter() - since)
             outputs += [self._check_states(part) for part in parts]
             outputs += [self._end_prompt(run.sequence) for run in step.read]
-        patience = max(_PATIENCE, _PATIENCE_SHARE * (time.perf_counter() - since))
+        patience = max(PATIENCE, _PATIENCE_SHARE * (time.perf_counter() - since))
         chosen, logits = self._held.exchange(ending, logits, patience)
         if logits is not None:
             outputs += self._choose(chosen, logits)

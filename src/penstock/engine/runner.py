@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from penstock.engine.chooser import PATIENCE, Chooser
+from penstock.engine.chooser import Chooser
 from penstock.engine.graphs import DecodeGraphs
+from penstock.engine.held import PATIENCE
 from penstock.engine.output import SequenceOutput
 from penstock.engine.prompt import Watch, read_prompts
 from penstock.engine.rows import DeviceRows

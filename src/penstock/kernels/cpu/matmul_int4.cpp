@@ -9,9 +9,7 @@
 namespace penstock {
 namespace {
 
-constexpr int kGroup = 32;                              // inputs that share a scale
 constexpr int kQuads = kGroup / 4;
-constexpr int kGroupBytes = kPanel * 2 + kQuads * 128;  // scales and weights of a group of a panel
 
 #if defined(__AVX2__) && !defined(__AVX512VNNI__) && !defined(__AVXVNNI__)
 

@@ -21,8 +21,6 @@ namespace penstock {
 namespace {
 
 constexpr int kStrip = 32;           // rows that a thread reads at a time
-constexpr int kGroup = 32;           // inputs that share a scale in 4 bits
-constexpr int kGroupBytes = kPanel * 2 + kPanel * kGroup / 2;
 constexpr int kEndsEarly = -1;
 
 // Fill `out` from a file. Returns 0, an errno, or kEndsEarly.

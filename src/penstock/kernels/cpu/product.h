@@ -38,6 +38,8 @@ namespace penstock {
 constexpr int kPanel = 64;      // output columns of a panel
 constexpr int kBlockRows = 96;  // rows of a task; its sums stay in the second-level cache
 constexpr int kLines = 4;       // cache lines of four bytes of inputs in a panel
+constexpr int kGroup = 32;      // inputs that share a scale in 4 bits
+constexpr int kGroupBytes = kPanel * 2 + kPanel * kGroup / 2;  // scales and weights of a group of a panel
 
 #if defined(__AVX512BF16__) || defined(__AVX512VNNI__)
 

@@ -15,9 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from penstock.kernels.triton.activation import activate
-from penstock.kernels.triton.matmul import dots
-from penstock.kernels.triton.matvec import scaled
+from penstock.kernels.triton.matmul import results
 from penstock.kernels.triton.product import GROUP, DeviceMatrix, strip_tile
 
 ROWS = 1024  # more tokens are quicker expert by expert, by the vendor's library
@@ -115,18 +113,10 @@ def _expert_products(
         scales += before * (K // GROUP) if FORM == "int4" else before
     if bias is not None:
         bias += before
-    y = dots(
-        x, weights, scales, row, column, rows, n, x_stride,
-        K, FORM, BLOCK_M, BLOCK_N, BLOCK_K, GROUP, STAGES, PRECISION,
+    y = results(
+        x, weights, scales, bias, row, column, rows, n, x_stride,
+        K, FORM, GATE, BLOCK_M, BLOCK_N, BLOCK_K, GROUP, STAGES, PRECISION,
     )  # fmt: skip
-    y = scaled(y, scales, bias, column, n, FORM)
-    if GATE != "none":
-        other = column + n
-        up = dots(
-            x, weights, scales, row, other, rows, 2 * n, x_stride,
-            K, FORM, BLOCK_M, BLOCK_N, BLOCK_K, GROUP, STAGES, PRECISION,
-        )  # fmt: skip
-        y = activate(y, GATE) * scaled(up, scales, bias, other, 2 * n, FORM)
     mask = asked[:, None] & (column < n)[None, :]
     to = place.to(tl.int64)[:, None] * n + column[None, :]
     tl.store(out + to, y.to(out.dtype.element_ty), mask=mask)

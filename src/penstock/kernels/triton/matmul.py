@@ -14,7 +14,7 @@ from penstock.kernels.triton.matvec import scaled, scaled_nibbles
 
 
 @triton.jit
-def dots(
+def _dots(
     x, weights, scales, row, column, rows, n, x_stride, K: tl.constexpr, FORM: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -41,6 +41,28 @@ def dots(
     return total
 
 
+@triton.jit
+def results(
+    x, weights, scales, bias, row, column, rows, n, x_stride, K: tl.constexpr, FORM: tl.constexpr, GATE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """A tile of a product, scaled, with its bias and gate; of a gate, n outputs come of 2 n columns."""
+    y = _dots(
+        x, weights, scales, row, column, rows, n, x_stride,
+        K, FORM, BLOCK_M, BLOCK_N, BLOCK_K, GROUP, STAGES, PRECISION,
+    )  # fmt: skip
+    y = scaled(y, scales, bias, column, n, FORM)
+    if GATE != "none":
+        other = column + n
+        up = _dots(
+            x, weights, scales, row, other, rows, 2 * n, x_stride,
+            K, FORM, BLOCK_M, BLOCK_N, BLOCK_K, GROUP, STAGES, PRECISION,
+        )  # fmt: skip
+        y = activate(y, GATE) * scaled(up, scales, bias, other, 2 * n, FORM)
+    return y
+
+
 @triton.jit(do_not_specialize=["rows"])
 def matmul(
     out,  # [rows, n]
@@ -65,18 +87,10 @@ def matmul(
 ):
     row = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    y = dots(
-        x, weights, scales, row, column, rows, n, x_stride,
-        K, FORM, BLOCK_M, BLOCK_N, BLOCK_K, GROUP, STAGES, PRECISION,
+    y = results(
+        x, weights, scales, bias, row, column, rows, n, x_stride,
+        K, FORM, GATE, BLOCK_M, BLOCK_N, BLOCK_K, GROUP, STAGES, PRECISION,
     )  # fmt: skip
-    y = scaled(y, scales, bias, column, n, FORM)
-    if GATE != "none":
-        other = column + n
-        up = dots(
-            x, weights, scales, row, other, rows, 2 * n, x_stride,
-            K, FORM, BLOCK_M, BLOCK_N, BLOCK_K, GROUP, STAGES, PRECISION,
-        )  # fmt: skip
-        y = activate(y, GATE) * scaled(up, scales, bias, other, 2 * n, FORM)
     mask = (row < rows)[:, None] & (column < n)[None, :]
     to = row.to(tl.int64)[:, None]
     if residual is not None:
