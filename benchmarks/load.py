@@ -3,11 +3,12 @@
     python benchmarks/load.py --model DIR      (DIR is made if it is not there: Llama-3.2-1B's shape, bfloat16)
 
 Every round takes, in turn, with the page cache warm: two plain sequential reads of the weights, the load of the
-engine, and the load without packing (what reading costs of it); the loads in a process of their own each.
+engine, the load out of the packed copy that a first start leaves, and the load without packing (what reading costs of
+it); the loads in a process of their own each.
 
-One plain read goes over and over into one buffer, which stays in the processor's cache: it writes nothing to memory,
-which no loader can do. The other keeps what it reads in fresh memory (of large pages where the system has them), as a
-loader must; that one is the fair measure.
+One plain read goes over and over into one buffer, which stays in the processor's cache: it writes nothing to memory. No
+loader of its own memory can do that; a mapped copy can. The other keeps what it reads in fresh memory (of large pages
+where the system has them), as a loader must; that one is its fair measure.
 
 Seconds of a load are those of the weights alone: no imports, no cache, no first token. CPU seconds are those of all its
 threads: they tell something even where other programs run beside it. Peak memory is the process's, less what it had
@@ -23,6 +24,8 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -61,14 +64,19 @@ def read_to_keep(folder: Path) -> float:
     return seconds
 
 
-def load(folder: Path, quantize: str, pack: bool) -> dict[str, float]:
-    """Load the decoder in this process. Returns seconds, and bytes of the peak over what there was before."""
+def load(folder: Path, quantize: str, how: str) -> dict[str, float]:
+    """Load the decoder in this process. Returns seconds, and bytes of the peak over what there was before.
+
+    how: pack, bare (without packing), or a folder for its copy, which is written where it is not there."""
     from penstock.devices.allocator import keep_freed_memory
     from penstock.devices.threads import bind_threads
 
     bind_threads(int(os.environ["OMP_NUM_THREADS"]))
     import torch
 
+    from penstock.engine.config import EngineConfig
+    from penstock.engine.load import planned_weight_bytes
+    from penstock.engine.weights import load_weights
     from penstock.formats import FORMATS, Format
     from penstock.formats.dense import GatedPair, Plain
     from penstock.hub.weights import read_weights
@@ -76,21 +84,30 @@ def load(folder: Path, quantize: str, pack: bool) -> dict[str, float]:
     from penstock.models.decoder import Decoder
     from penstock.models.families import describe
 
-    form = FORMATS[quantize]
-    if not pack:
-        form = Format(
+    if how == "bare":
+        FORMATS[quantize] = Format(
             lambda weight, bias=None: Plain(whole(weight), bias),
             lambda gate, up, name, b=None, c=None: GatedPair(Plain(whole(gate), b), Plain(whole(up), c), name),
             None,
         )
+    engine = EngineConfig(str(folder), packed_copy="off" if how in ("pack", "bare") else how)
     keep_freed_memory()
     torch.ones(64, 64) @ torch.ones(64, 64)  # the thread pool
     before = memory("VmRSS")
     since, since_cpu = time.perf_counter(), time.process_time()
     config, names = describe(folder)
-    decoder = Decoder.load(read_weights(folder), config, names, torch.bfloat16, 2048, form)
+    entries = read_weights(folder)
+    if how == "bare":
+        decoder = Decoder.load(entries, config, names, torch.bfloat16, 2048, FORMATS[quantize])
+    else:
+        size = planned_weight_bytes(entries, config, names, torch.bfloat16, FORMATS[quantize])
+        cpu_device = torch.device("cpu")
+        decoder, _ = load_weights(engine, config, names, entries, torch.bfloat16, quantize, 2048, size, cpu_device)
     seconds, cpu = time.perf_counter() - since, time.process_time() - since_cpu
     kept = memory("VmRSS") - before
+    for thread in threading.enumerate():
+        if thread.name == "packed-copy":
+            thread.join()
     del decoder
     return {"seconds": seconds, "cpu": cpu, "peak": memory("VmHWM") - before, "kept": kept}
 
@@ -101,10 +118,10 @@ def memory(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def in_a_process(folder: Path, quantize: str, pack: bool) -> dict[str, float]:
+def in_a_process(folder: Path, quantize: str, how: str) -> dict[str, float]:
     """`load` in a process of its own."""
-    arguments = [sys.executable, __file__, "--model", str(folder), "--quantize", quantize, "--child"]
-    done = subprocess.run(arguments + ["pack"] * pack, capture_output=True, text=True, check=False)
+    arguments = [sys.executable, __file__, "--model", str(folder), "--quantize", quantize, "--child", how]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
     found: dict[str, float] = json.loads(done.stdout)
@@ -118,10 +135,10 @@ def main() -> None:
     parser.add_argument("--quantize", default="none")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--child", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child is not None:
-        print(json.dumps(load(options.model, options.quantize, "pack" in options.child)))
+        print(json.dumps(load(options.model, options.quantize, options.child)))
         return
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     if not (options.model / "config.json").exists():
@@ -131,16 +148,19 @@ def main() -> None:
     size = sum(file.stat().st_size for file in options.model.glob("*.safetensors"))
     read_plainly(options.model)  # warms the page cache
     rounds: list[dict[str, Any]] = []
-    for _ in range(options.rounds):
-        plain = read_plainly(options.model)
-        whole = in_a_process(options.model, options.quantize, pack=True)
-        bare = in_a_process(options.model, options.quantize, pack=False)
-        rounds.append({"plain": plain, "kept": read_to_keep(options.model), "load": whole, "bare": bare})
+    with tempfile.TemporaryDirectory(dir=options.model.parent) as copies:
+        in_a_process(options.model, options.quantize, copies)  # writes it
+        for _ in range(options.rounds):
+            times: dict[str, Any] = {"plain": read_plainly(options.model), "kept": read_to_keep(options.model)}
+            for name, how in (("load", "pack"), ("copy", copies), ("bare", "bare")):
+                times[name] = in_a_process(options.model, options.quantize, how)
+            rounds.append(times)
     median = statistics.median
     for name, seconds in (
         ("read into one buffer", [r["plain"] for r in rounds]),
         ("read to keep", [r["kept"] for r in rounds]),
         ("load", [r["load"]["seconds"] for r in rounds]),
+        ("load of a packed copy", [r["copy"]["seconds"] for r in rounds]),
         ("load without packing", [r["bare"]["seconds"] for r in rounds]),
     ):
         shares = [median(r[k] / s for r, s in zip(rounds, seconds, strict=True)) for k in ("kept", "plain")]

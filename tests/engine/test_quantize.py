@@ -140,7 +140,7 @@ def test_outlier_channels_go_over_into_the_matrices(
     decoder._layers = decoder.weights.layers  # as rows with adapters meet them: the norm gives what it always gave
     apart = decoder_logits(engine, ids)
     assert (fused - apart).norm() < 0.03 * fused.norm()
-    monkeypatch.setattr("penstock.engine.load.smooth", lambda *_given: 0)
+    monkeypatch.setattr("penstock.engine.weights.smooth", lambda *_given: 0)
     assert perplexity(load_it(form), 2) / plain - 1 > max(0.01, 3 * lost)
 
 

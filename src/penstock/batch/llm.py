@@ -73,6 +73,7 @@ class LLM:
     model: `demo`, a folder, or a hub name ORG/NAME[@REVISION]. dtype: auto, float32, bfloat16 or float16; quantize:
     none, int8 or int4, on a GPU also fp8. The limits are in tokens and sequences; None derives them from the model and
     the memory. device: auto, cpu, cuda or cuda:I; cuda_memory_fraction: the share of the whole GPU that may be taken.
+    packed_copy: where packed weights are kept for the next start: auto, off, or a folder.
     adapters: LoRA adapters by name, each a folder or ORG/NAME[@REVISION]; a call takes one with `adapter="name"`.
     trust_remote_code: the model's own Python code may run where it needs it, of a folder or of a full commit. progress:
     show a bar while several prompts run; None shows it on a terminal and in a notebook.
@@ -99,6 +100,7 @@ class LLM:
         device: str = "auto",
         cuda_memory_fraction: float = 0.9,
         kv_cache_dtype: str | None = None,
+        packed_copy: str | os.PathLike[str] = "auto",
         trust_remote_code: bool = False,
         adapters: Mapping[str, str | os.PathLike[str]] | None = None,
         progress: bool | None = None,
@@ -121,6 +123,7 @@ class LLM:
             device=device,
             cuda_memory_fraction=cuda_memory_fraction,
             kv_cache_dtype=kv_cache_dtype,
+            packed_copy=os.fspath(packed_copy),
             trust_remote_code=snapshot.trusted,
             adapters={
                 name: str(resolve_adapter(os.fspath(source), offline=offline))

@@ -160,6 +160,13 @@ engine_options = stack(
     click.option("--max-total-tokens", type=COUNT, help="Prompt and answer together.  [default: the model's]"),
     click.option("--threads", type=COUNT, help="Processor threads.  [default: the cores that are ours]"),
     click.option(
+        "--packed-copy",
+        default="auto",
+        show_default=True,
+        metavar="[auto|off|DIR]",
+        help="Where packed weights are kept for the next start; auto: in the cache, if that is a local disk.",
+    ),
+    click.option(
         "--memory-fraction",
         type=FiniteFloat(0, 1, above_low=True),
         default=0.9,

@@ -19,10 +19,15 @@ def available_bytes() -> int:
 
 
 def _meminfo() -> int:
+    """What the system would give, less the files that processes have mapped: it counts them as free, but the weights
+    that somebody computes with come back as soon as they are taken away."""
+    found = {}
     for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise OSError("no MemAvailable in /proc/meminfo")
+        name, _, rest = line.partition(":")
+        found[name] = int(rest.split()[0]) * 1024
+    if "MemAvailable" not in found:
+        raise OSError("no MemAvailable in /proc/meminfo")
+    return found["MemAvailable"] - max(0, found.get("Mapped", 0) - found.get("Shmem", 0))
 
 
 def _virtual_bytes() -> int:

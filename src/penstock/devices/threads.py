@@ -1,9 +1,11 @@
-"""How many cores this process may use, and OpenMP bound to them. Imports no torch."""
+"""How many cores this process may use, OpenMP bound to them, and threads that step back. Imports no torch."""
 
 from __future__ import annotations
 
 import math
 import os
+import sys
+import threading
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -32,6 +34,12 @@ def bind_threads(n: int | None = None) -> int:
         os.environ.setdefault("OMP_PROC_BIND", "true")
         os.environ.setdefault("OMP_PLACES", "cores")
     return n
+
+
+def be_polite(niceness: int) -> None:
+    """Let the other threads of this process go first; Linux alone has a niceness for each thread."""
+    if sys.platform == "linux" and niceness:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
 
 
 def _core_of(cpu: int) -> str:

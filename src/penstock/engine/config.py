@@ -39,6 +39,7 @@ class EngineConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     cuda_memory_fraction: float = 0.9  # share of the whole card that this engine may take
     cuda_graphs: tuple[int, ...] = DECODE_SIZES
     threads: int | None = None
+    packed_copy: str = "auto"  # where packed weights are kept for the next start: auto, off, or a folder
     rope_scaling: str | None = None  # linear or dynamic, overrides the checkpoint's
     rope_factor: float | None = None
     watermark_gamma: float = 0.5

@@ -9,8 +9,6 @@ stranger's grammar was tried out in the forge before.
 from __future__ import annotations
 
 import logging
-import os
-import sys
 import threading
 import time
 from collections import OrderedDict
@@ -21,6 +19,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from penstock.devices.threads import be_polite
 from penstock.engine.matcher import Vocabulary
 from penstock.errors import InvalidRequest
 from penstock.kernels.mask import Mask
@@ -238,12 +237,6 @@ class Grammars:
         self._fresh[source] = fresh
         while len(self._fresh) > _KEPT or sum(map(len, self._fresh)) > _KEPT_CHARACTERS:
             self._fresh.popitem(last=False)
-
-
-def be_polite(niceness: int) -> None:
-    """Let the other threads of this process go first; Linux alone has a niceness for each thread."""
-    if sys.platform == "linux" and niceness:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
 
 
 def _run(queue: SimpleQueue[_Batch], niceness: int) -> None:

@@ -21,6 +21,7 @@ from penstock.engine.kv_type import kv_bytes, kv_dtype, kv_in_words
 from penstock.engine.limits import Limits
 from penstock.engine.messages import Stage
 from penstock.engine.step import GATHERED
+from penstock.engine.weights import load_weights
 from penstock.errors import ResourceError, UsageError
 from penstock.formats import FORMATS, Format
 from penstock.hub.checkpoint import TensorEntry
@@ -28,15 +29,12 @@ from penstock.hub.weights import read_weights
 from penstock.kernels import products
 from penstock.kernels.attention import SCORES
 from penstock.models.config import DecoderConfig, VisionConfig, WeightMap
-from penstock.models.decoder import Decoder
 from penstock.models.encoder_decoder import size
 from penstock.models.encoder_decoder.config import EncoderDecoderConfig, encodes, read_encoder_decoder
-from penstock.models.encoder_decoder.model import EncoderDecoder
 from penstock.models.fallback.config import TransformersConfig
 from penstock.models.families import describe, describe_vision
 from penstock.models.inputs import KVCache
 from penstock.models.model import Model
-from penstock.models.smoothing import smooth
 from penstock.models.tensors import CPU
 from penstock.models.vision import VisionTower, tower_entries
 from penstock.plan.memory import CARD_MARGIN, GIB, Footprint, KVPlan, human, longest_that_fits, plan_kv
@@ -44,7 +42,6 @@ from penstock.plan.work import PairCost, StepCost
 
 HEAD_ROWS = 64  # rows of scores at a time where every prompt position is scored
 _TOWER_BYTES = 2**28  # what a vision tower's intermediate results may take: pieces of an image, a layer at a time
-_EIGHT_BIT_ROWS = ("int8", "int4")  # formats that quantize activations
 _STEP_TOKENS = 2048  # default budget of a step: enough rows for full speed of the matrix products
 
 
@@ -96,20 +93,14 @@ def load_decoder(config: EngineConfig, clock: Clock, device: torch.device = CPU)
     clock.done("KV memory", f"weights {human(weight_bytes)}{adapter_text} + KV {kv_text}")
 
     tower = None if vision is None else VisionTower.load(folder, entries, names, dtype, device)
-    outliers = ""
-    decoder: Model
-    if isinstance(described, EncoderDecoderConfig):
-        decoder = EncoderDecoder.load(entries, described, dtype, limits.max_total_tokens, form, device)
-    else:
-        decoder = Decoder.load(entries, described, names, dtype, limits.max_total_tokens, form, device)
-    if isinstance(decoder, Decoder) and entries is not None and name in _EIGHT_BIT_ROWS and device.type == "cpu":
-        smoothed = smooth(decoder, entries, names, form)
-        outliers = f"; {smoothed} products share their outlier channels with the norm before them" if smoothed else ""
+    decoder, remark = load_weights(
+        config, described, names, entries, dtype, name, limits.max_total_tokens, weight_bytes, device
+    )
     keep_freed_memory()  # from here on: what loading frees is not needed again
     cache = decoder.new_cache(plan.num_blocks, plan.block_size, kept)
     kind = "random weights (--dummy-weights)" if entries is None else "weights"
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-    clock.done("load", f"{human(weight_bytes)} of {kind}{threads}{outliers}")
+    clock.done("load", f"{human(weight_bytes)} of {kind}{threads}{remark}")
     # without a bound, those that come while it runs may have half of what is planned for nothing else
     room = adapter_bytes + (plan.spare // 2 if config.max_adapter_bytes is None else 0)
     adapters = Adapters(config, decoder_config, names, dtype, room, device)

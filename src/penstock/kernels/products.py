@@ -8,7 +8,7 @@ quantized weights the activations [T, in] are quantized to 8 bits on the way, wi
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -99,7 +99,8 @@ class RowNorm:
 class Packed:
     """A matrix [out, in], or the two of a gated MLP, as the kernels of one form take it.
 
-    weights: panels; scales, offsets: [out] of each matrix, where the form has them. norm: what rows go through first.
+    weights: panels; scales, offsets: [out] of each matrix, where the form has them. activation: of GATES, by number.
+    norm: what rows go through first.
     """
 
     form: str
@@ -109,8 +110,15 @@ class Packed:
     biases: tuple[Tensor | None, ...]
     n: int
     k: int
-    norm: RowNorm | None
-    matrix: _Matrix  # the same, for C
+    activation: int = 0
+    norm: RowNorm | None = None
+    matrix: _Matrix = field(init=False, repr=False)  # the same, for C
+
+    def __post_init__(self) -> None:
+        places = [(_POINTER * 2)(*map(_address, tensors)) for tensors in (self.scales, self.offsets, self.biases)]
+        norm = _Norm() if self.norm is None else self.norm.described
+        matrix = _Matrix(self.weights.data_ptr(), *places, self.n, self.k, self.activation, norm)
+        object.__setattr__(self, "matrix", matrix)
 
 
 def can_multiply(form: str, weight: Matrix) -> bool:
@@ -168,30 +176,12 @@ def pack(
         with opened(weight) as rows:
             check(weight, _pack[form](rows, scratch.data_ptr(), out.data_ptr(), *beside, n, k, i * width, width))
     biases = tuple(None if bias is None else bias.contiguous() for bias in biases)
-    return _described(form, out, scales, offsets, biases, n, k, GATES[activation])
-
-
-def _described(
-    form: str,
-    weights: Tensor,
-    scales: tuple[Tensor, ...],
-    offsets: tuple[Tensor, ...],
-    biases: tuple[Tensor | None, ...],
-    n: int,
-    k: int,
-    activation: int = 0,
-    norm: RowNorm | None = None,
-) -> Packed:
-    """The same for C."""
-    places = [(_POINTER * 2)(*map(_address, tensors)) for tensors in (scales, offsets, biases)]
-    matrix = _Matrix(weights.data_ptr(), *places, n, k, activation, _Norm() if norm is None else norm.described)
-    return Packed(form, weights, scales, offsets, biases, n, k, norm, matrix)
+    return Packed(form, out, scales, offsets, biases, n, k, GATES[activation])
 
 
 def behind(norm: RowNorm, packed: Packed) -> Packed:
     """The same matrix behind a norm: a call less, and a pass over each row where the product quantizes it."""
-    p = packed
-    return _described(p.form, p.weights, p.scales, p.offsets, p.biases, p.n, p.k, p.matrix.activation, norm)
+    return replace(packed, norm=norm)
 
 
 def multiply(packed: Packed | DeviceMatrix, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -252,7 +242,7 @@ def side_by_side(packed: Packed | DeviceMatrix) -> Packed | DeviceMatrix:
                 row[: packed.n] = tensor
         return (both.view(2, panels, half).transpose(0, 1).reshape(-1),)
 
-    return _described(
+    return Packed(
         packed.form,
         packed.weights,
         woven(packed.scales),
