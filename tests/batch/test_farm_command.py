@@ -64,6 +64,17 @@ def test_the_answers_are_those_of_generate_in_the_order_of_the_prompts(done: Pat
     assert (found["rows"], found["answered"], found["output"]["rows"]) == (60, 60, 60)
 
 
+def test_a_merge_destroys_nothing_that_the_farm_is_made_of(done: Path) -> None:
+    (rows,) = (done / "farm").glob("rows-*.jsonl")
+    (done / "link.jsonl").symlink_to(done / "p.txt")
+    for file in (done / "p.txt", rows, done / "farm" / "farm.json", done / "link.jsonl"):
+        before = file.read_bytes()
+        check_error(farm(done, "merge", "-o", file), 2, "is the input")
+        assert file.read_bytes() == before
+    assert farm(done, "merge", "-o", done / "other.jsonl").returncode == 0
+    assert (done / "other.jsonl").read_bytes() == (done / "farm" / "output.jsonl").read_bytes()
+
+
 def test_status_and_report(done: Path) -> None:
     status = json.loads(farm(done, "status", "--json").stdout)
     assert status["partitions"][0]["rows"] == 60

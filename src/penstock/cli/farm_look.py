@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from penstock.cli.options import FiniteFloat
+from penstock.cli.options import FiniteFloat, check_apart
 from penstock.cli.progress import duration
 from penstock.errors import EnvironmentFault, PartialResults
 
@@ -98,6 +98,10 @@ def merge(folder: Path, output: str | None, partial: bool, check: bool, as_json:
     file = spool.folder / "output.jsonl" if output is None else Path(output).expanduser()
     if not check and not file.parent.is_dir():
         raise EnvironmentFault(f"The folder {file.parent} does not exist.")
+    if not check:
+        manifest = spool.manifest
+        for name in ("farm.json", manifest.rows, manifest.shards, *([manifest.source.path] if manifest.source else ())):
+            check_apart(spool.folder / name, file)
     found, checked = audit(spool, file) if check else (merge_all(spool, file, partial), None)
     sound = found.sound and (checked is None or checked.sound)
     if as_json:

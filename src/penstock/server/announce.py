@@ -123,7 +123,7 @@ def block(config: ServeConfig, listener: Listener, key_file: Path | None, chats:
         here = local if is_loopback(config.host) else f"{url}/, through the tunnel {local}"
         if chats:
             say(f"Chat in a browser: {here}")
-    say(f"Stop it with Ctrl-C here, or: kill {os.getpid()}")
+    say(f"Stop it{' with Ctrl-C here, or' if sys.stdin.isatty() else ''}: kill {os.getpid()}")
 
 
 def _url(config: ServeConfig, listener: Listener) -> str:
