@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from penstock.bench.statistics import Summary, percentile, table
 from penstock.devices import counters
-from penstock.devices.probe import MachineLimits, measure
+from penstock.devices.probe import MachineLimits, call_seconds, measure
 from penstock.engine.messages import Stage
 from penstock.engine.output import EngineStats, Totals
 from penstock.engine.report import RunReport
@@ -78,6 +80,26 @@ def test_machine_limits() -> None:
     assert limits.flops["float32"] > 1e8
     assert limits.flops_of(4) == limits.flops["float32"]
     assert limits.flops_of(0.5625) == limits.flops.get("int8", limits.flops["float32"])
+    assert 2e-7 < limits.call_seconds < 1e-3  # three calls from Python, and 32 KiB written
+
+
+def test_a_call_is_more_than_its_parts() -> None:
+    """Beside the same threads' work called alone, in the same process and taking turns with it."""
+    shared = torch.zeros(torch.get_num_threads() * 32768, dtype=torch.uint8)
+
+    def alone() -> float:
+        since = time.perf_counter()
+        for _ in range(500):
+            shared.fill_(1)
+        return (time.perf_counter() - since) / 500
+
+    calls, parts = zip(*[(call_seconds(torch.get_num_threads(), 0.02), alone()) for _ in range(9)], strict=True)
+    assert min(parts) < min(calls) < 20 * min(parts)
+
+
+def test_two_measurements_make_one() -> None:
+    later = MachineLimits(1, 50e9, 120e9, {"float32": 2e12}, 10e-6)
+    assert later.beside(LIMITS) == MachineLimits(1, 75e9, 120e9, {"float32": 2e12}, (10e-6 + 5e-6) / 2)
 
 
 def test_energy_counters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +116,7 @@ def test_energy_counters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert counters.EnergyMeter().joules() is None
 
 
-LIMITS = MachineLimits(1, 100e9, 110e9, {"float32": 1e12})
+LIMITS = MachineLimits(1, 100e9, 110e9, {"float32": 1e12}, 5e-6)
 
 
 def report(start: float, busy: float, python: float, moved: float, flops: float, disk: int = 0) -> RunReport:

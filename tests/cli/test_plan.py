@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from penstock.cli.plan_here import LAYER_CALLS, ROW_CALLS, processors
+from penstock.cli.plan_model import describe_model
+from penstock.devices.probe import MachineLimits
+from penstock.plan.hardware import cpu_node, gpu
+from penstock.plan.roofline import tokens_per_second
 from tests.hub.fakehub import FakeHub
 from tests.hub.gguf_files import write_gguf
 from tests.process import check_error, penstock
@@ -124,7 +130,10 @@ def test_the_table(tmp_path: Path) -> None:
 def test_a_report_of_the_benchmark_is_compared(tmp_path: Path) -> None:
     report = {
         "workload": {"sequence_length": 128, "decode_length": 32}, "weight_size": 1.0,
-        "machine": {"threads": 2, "read_bytes_per_second": 4e10, "best_read": 5e10, "flops": {"int8": 2e12}},
+        "machine": {
+            "threads": 2, "read_bytes_per_second": 4e10, "best_read": 5e10, "flops": {"int8": 2e12},
+            "call_seconds": 5e-6,
+        },
         "batches": [{"batch_size": 4, "throughput": {"Decode": {"average": 1000.0}}}],
     }  # fmt: skip
     (tmp_path / "bench.json").write_text(json.dumps(report))
@@ -138,6 +147,22 @@ def test_a_report_of_the_benchmark_is_compared(tmp_path: Path) -> None:
     (tmp_path / "bench.json").write_text("{}")
     done = penstock("plan", "llama-3.2-1b", "--gpu", "l4", "--measured", tmp_path / "bench.json", home=tmp_path)
     check_error(done, 2, "bench static --json")
+
+
+def test_calls_as_measured_here_are_part_of_a_step() -> None:
+    """Each layer and row takes a number of them, and nothing else of a step changes with their speed."""
+    shape = describe_model("demo", None, True).shape
+    limits = MachineLimits(2, 40e9, 50e9, {"bfloat16": 1e12}, 4e-6)
+
+    def step(calls: float, rows: int) -> float:
+        device = processors(replace(limits, call_seconds=calls))
+        return rows / tokens_per_second(shape, "bfloat16", device, 1, rows, 100)
+
+    for rows in (1, 8):
+        calls = shape.layers * LAYER_CALLS + rows * ROW_CALLS
+        assert step(9e-6, rows) - step(4e-6, rows) == pytest.approx(calls * 5e-6)
+    node = cpu_node(2, 2**34)
+    assert node.row_seconds == gpu("a100-80").row_seconds == 0  # nobody measured theirs
 
 
 @pytest.mark.parametrize(

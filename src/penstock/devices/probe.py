@@ -7,6 +7,7 @@ Of a GPU it is the card's memory and matrix units that are measured.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import subprocess
 import sys
@@ -22,23 +23,31 @@ SIDE = 2048  # of the square matrices that are multiplied
 _CARD_SIDE = 8192  # the same on a GPU
 SECONDS = 0.4  # for each quantity
 FORMATS = ("float32", "bfloat16", "int8")
+_CALLS = 64  # timed together
+_GRAIN = 32768  # elements of which torch gives a thread a share of its own
 
 
 @dataclass(frozen=True)
 class MachineLimits:
     """Measured limits. read_bytes_per_second: memory read by all threads, the median pass, for a memory bus has its
     moods (best_read: the fastest); flops: operations a second of the matrix product of each format (a multiply-add is
-    two), the fastest, for only neighbours slow arithmetic down."""
+    two), the fastest, for only neighbours slow arithmetic down; call_seconds: one call from Python of something that
+    all threads do, with next to nothing to do, the mean, for what stops a thread stops a step as well."""
 
     threads: int
     read_bytes_per_second: float
     best_read: float
     flops: dict[str, float]
+    call_seconds: float
 
     def beside(self, other: MachineLimits) -> MachineLimits:
-        """The same machine with the memory of two measurements: what lies between them ran at neither's speed."""
-        mean = (self.read_bytes_per_second + other.read_bytes_per_second) / 2
-        return replace(self, read_bytes_per_second=mean, best_read=max(self.best_read, other.best_read))
+        """The same machine with memory and calls of two measurements: what lies between them ran at neither's speed."""
+        return replace(
+            self,
+            read_bytes_per_second=(self.read_bytes_per_second + other.read_bytes_per_second) / 2,
+            best_read=max(self.best_read, other.best_read),
+            call_seconds=(self.call_seconds + other.call_seconds) / 2,
+        )
 
     def flops_of(self, weight_size: float) -> float:
         """The limit for weights of so many bytes each: those of 8 bits and fewer are multiplied in 8 bits."""
@@ -51,7 +60,7 @@ def measure(
 ) -> MachineLimits:
     """Measure in a process of its own, so that neither a loaded model nor a missing torch is in the way.
 
-    products: also measure matrix products, else the memory alone. device: cpu, or a GPU as torch names it. Raises
+    products: also measure matrix products, else memory and calls alone. device: cpu, or a GPU as torch names it. Raises
     EnvironmentFault when that process fails.
     """
     command = [sys.executable, "-m", "penstock.devices.probe", "--seconds", str(seconds)]
@@ -78,7 +87,8 @@ def _probe(threads: int, seconds: float, products: bool) -> MachineLimits:
             flops[name] = 2.0 * SIDE**3 / min(_times(_product(name), seconds))
         except RuntimeError:  # this build of torch, or this processor, has no such product
             continue
-    return MachineLimits(threads, READ_BYTES / _median(reads), READ_BYTES / min(reads), flops)
+    calls = call_seconds(threads, seconds)
+    return MachineLimits(threads, READ_BYTES / _median(reads), READ_BYTES / min(reads), flops, calls)
 
 
 def _probe_card(device: str, threads: int, seconds: float, products: bool) -> MachineLimits:
@@ -105,7 +115,28 @@ def _probe_card(device: str, threads: int, seconds: float, products: bool) -> Ma
         flops[name] = 2.0 * _CARD_SIDE**3 / min(_times(multiply, seconds))
     if "bfloat16" in flops:  # 8-bit weights meet 16-bit rows in all but the largest steps
         flops["int8"] = flops["bfloat16"]
-    return MachineLimits(threads, 2 * size / _median(copies), 2 * size / min(copies), flops)
+    calls = call_seconds(threads, seconds)
+    return MachineLimits(threads, 2 * size / _median(copies), 2 * size / min(copies), flops, calls)
+
+
+def call_seconds(threads: int, seconds: float) -> float:
+    """What Python and the threads take for what a decoder does several times a layer: memory for a result, a call of
+    compiled code by addresses, and all threads at work and done. threads: those that torch has. Measures for `seconds`.
+    """
+    import torch
+
+    shared = torch.zeros(threads * _GRAIN, dtype=torch.uint8)  # lies in the caches, so that only the call counts
+    compiled = ctypes.CDLL(None).memcmp
+    compiled.argtypes, compiled.restype = [ctypes.c_void_p] * 2 + [ctypes.c_size_t], ctypes.c_int
+
+    def call() -> None:
+        for _ in range(_CALLS):
+            out = shared.new_empty(1, 256)
+            compiled(shared.data_ptr(), out.data_ptr(), out.shape[0])
+            shared.fill_(1)
+
+    times = _times(call, seconds)
+    return sum(times) / len(times) / _CALLS
 
 
 def _product(name: str) -> Callable[[], object]:

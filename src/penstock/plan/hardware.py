@@ -22,9 +22,9 @@ class Device:
     memory: bytes that a process may use; bandwidth: bytes a second; flops: operations a second by data type; link:
     bytes a second to the next card. read_share, compute_share: what of bandwidth and flops a decoding step reaches;
     prompt_share: what of flops a long prompt reaches; type_share: what of read_share products of a type reach, where
-    it is less; layer_seconds, step_seconds: what a layer and a step take besides; overlap_loss: what of the shorter of
-    reading and computing the longer does not hide; exchange_seconds: one all-reduce of a sharded model; runtime: bytes
-    that the driver, the libraries and captured graphs keep.
+    it is less; layer_seconds, row_seconds: what a layer of a step takes besides, and each of its sequences;
+    overlap_loss: what of the shorter of reading and computing the longer does not hide; exchange_seconds: one
+    all-reduce of a sharded model; runtime: bytes that the driver, the libraries and captured graphs keep.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Device:
     compute_share: float = 1.0
     prompt_share: float = 1.0
     layer_seconds: float = 0.0
-    step_seconds: float = 0.0
+    row_seconds: float = 0.0
     overlap_loss: float = 0.0
     exchange_seconds: float = 0.0
     runtime: int = 0

@@ -1,8 +1,8 @@
 """Seconds of a step: what it must move and compute, against what a device moves and computes in a second.
 
-The model of a decoding step is  max(bytes / bandwidth, operations / flops) + layers x constant + constant, after
+The model of a decoding step is  max(bytes / bandwidth, operations / flops) + layers x seconds + rows x seconds, after
 Williams, Waterman and Patterson, "Roofline" (2009), plus a share of the shorter of the two, which the longer does not
-hide wholly; the constants are fitted (`hardware.py`, `penstock plan --here`).
+hide wholly; the seconds are fitted (`hardware.py` for cards; `cli/plan_here.py` in calls as this machine does them).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def step_seconds(shape: Shape, form: str, device: Device, cards: int, batch: int
     computed = (products + scores) / (_flops(device, form) * device.compute_share)
     between = shape.layers * (device.layer_seconds + (2 * device.exchange_seconds if cards > 1 else 0.0))
     busy = max(read, computed) + device.overlap_loss * min(read, computed)
-    return busy / cards + between + device.step_seconds
+    return busy / cards + between + batch * device.row_seconds
 
 
 def prompt_seconds(shape: Shape, form: str, device: Device, cards: int, tokens: int) -> float:
@@ -32,7 +32,7 @@ def prompt_seconds(shape: Shape, form: str, device: Device, cards: int, tokens: 
     scores = 2.0 * tokens * shape.heads * shape.head_dim * _seen(shape, tokens)  # half of the square is masked
     computed = (products + scores) / (_flops(device, form) * device.prompt_share)
     read = read_bytes(shape, form, tokens) / _bandwidth(device, form)
-    return max(read, computed) / cards + shape.layers * device.layer_seconds + device.step_seconds
+    return max(read, computed) / cards + shape.layers * device.layer_seconds + device.row_seconds
 
 
 def tokens_per_second(shape: Shape, form: str, device: Device, cards: int, batch: int, context: int) -> float:
