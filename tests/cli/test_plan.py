@@ -118,6 +118,15 @@ def test_this_machine(tmp_path: Path) -> None:
     assert report["disk_bytes"] == pytest.approx(report["weight_bytes"], rel=0.05)
 
 
+def test_a_cache_of_fewer_bits(tmp_path: Path) -> None:
+    half = plan(tmp_path, "llama-3-8b", "--gpu", "a100-80", "--kv-cache-dtype", "fp8_e4m3fn")
+    assert (half["kv_bytes_per_token"], half["kv_cache_dtype"]) == (65536, "fp8_e4m3fn")
+    node = ("--cpu", "--cores", "16", "--memory", "64")
+    plain, small = (plan(tmp_path, "llama-3-8b", *node, *more) for more in ((), ("--kv-cache-dtype", "int8")))
+    assert small["kv_bytes_per_token"] * 256 == plain["kv_bytes_per_token"] * 132  # a scale beside each 128 numbers
+    assert small["batch_tokens_per_second"] > plain["batch_tokens_per_second"]
+
+
 def test_the_table(tmp_path: Path) -> None:
     done = penstock("plan", "--table", home=tmp_path)
     assert done.returncode == 0
@@ -172,6 +181,8 @@ def test_calls_as_measured_here_are_part_of_a_step() -> None:
         (["llama-3-8b", "--gpu", "a99"], 2, "no card 'a99'"),
         (["llama-3-8b", "--gpu", "a100", "--cpu"], 2, "exclude"),
         (["llama-3-8b", "--cores", "3"], 2, "--cpu"),
+        (["llama-3-8b", "--gpu", "a100", "--kv-cache-dtype", "int8"], 2, "int8 KV cache is for processors"),
+        (["llama-3-8b", "--cpu", "--cores", "3", "--kv-cache-dtype", "fp8_e5m2"], 2, "fp8 for GPUs"),
         (["llama-3-8b", "--gpu", "a100", "--format", "int3"], 2, "no format"),
         (["llama-3-8b", "--site", "mila", "--partition", "gone"], 2, "no partition 'gone'"),
         (["llama-3-8b", "--site", "fir", "--gpu", "v100-32"], 2, "has no v100-32"),

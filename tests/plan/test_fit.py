@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import replace
+from pathlib import Path
 
+import pytest
+import torch
+
+from penstock.engine.kv_type import kv_bytes as engine_bytes
 from penstock.errors import UsageError
+from penstock.hub.config import read_config
+from penstock.models.families import describe
 from penstock.plan.fit import best_plan, plan_on
 from penstock.plan.hardware import GIB, cpu_node, gpu, known_gpus
 from penstock.plan.known import find_known, known_models, published
@@ -14,7 +21,7 @@ from penstock.plan.shape import Shape
 from penstock.plan.shapes import shape_of
 from penstock.plan.site import load_site
 from penstock.plan.table import CARDS, MODELS, markdown, rows
-from penstock.plan.weights import kv_bytes, read_bytes, stored_format, weight_bytes
+from penstock.plan.weights import kv_bytes, kv_bytes_per_token, read_bytes, stored_format, weight_bytes
 
 GENERIC = "generic"
 
@@ -46,6 +53,20 @@ def test_bytes_of_formats() -> None:
     assert weight_bytes(llama, "q4_k_m") == pytest.approx(4.08e9, rel=0.02)  # 4.08 GB
     assert weight_bytes(llama, "q8_0") == pytest.approx(7.16e9, rel=0.02)  # 7.16 GB
     assert kv_bytes(llama, "float16", 1) == 2 * 32 * 4096 * 2
+
+
+def test_a_cache_of_bytes_is_counted_as_the_engine_keeps_it(tiny_llama: Path) -> None:
+    """Scales and all; a windowed model's cache too, and nearly twice the sequences fit."""
+    described, _ = describe(tiny_llama)
+    planned = shape_of(read_config(tiny_llama))
+    for name, dtype in (("int8", torch.int8), (None, torch.float32), ("fp8_e4m3fn", torch.float8_e4m3fn)):
+        assert kv_bytes_per_token(replace(planned, kv_dtype=name), "float32") == engine_bytes(described, dtype)
+    node = cpu_node(16, 32 * GIB)
+    llama = shape("llama-3-8b")
+    plain, small = (plan_on(replace(llama, kv_dtype=k), "bfloat16", node, 1, 4096, 1e9) for k in (None, "int8"))
+    assert small.kv_token == 32 * 2 * 8 * (128 + 4) == plain.kv_token * 132 // 256
+    assert 1.9 * plain.sequences < small.sequences < 2 * plain.sequences
+    assert small.weights == plain.weights
 
 
 @pytest.mark.parametrize(

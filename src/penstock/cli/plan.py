@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
-from penstock.cli.options import COUNT, FiniteFloat, source_options, stack
+from penstock.cli.options import COUNT, KV_DTYPES, FiniteFloat, source_options, stack
 from penstock.errors import UsageError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ hardware_options = stack(
 )
 @click.option("--tokens", type=COUNT, help="Prompt and answer of a sequence.  [default: the model's, at most 4096]")
 @click.option("--batch", type=COUNT, help="Sequences side by side.  [default: as many as fit, at most 256]")
+@click.option("--kv-cache-dtype", type=click.Choice(KV_DTYPES), help="As the engine's.  [default: what is computed in]")
 @click.option("--disk", type=FiniteFloat(0, above_low=True), metavar="GB/S", help="Speed of the storage.  [default: 1]")
 @click.option(
     "--time", "time_limit", metavar="D-HH:MM:SS", help="Time limit in the sbatch options.  [default: 4:00:00]"
@@ -59,6 +61,7 @@ def plan(
     form: str | None,
     tokens: int | None,
     batch: int | None,
+    kv_cache_dtype: str | None,
     disk: float | None,
     time_limit: str | None,
     files: tuple[str, ...],
@@ -93,6 +96,8 @@ def plan(
     length = tokens or min(described.shape.max_positions, 4096)
     speed = (disk or profile.disk_gb_s or 1.0) * 1e9
     choices, nodes = _hardware(profile if site or partition else None, partition, gpu, cpu, cores, memory)
+    if kv_cache_dtype:
+        described = _with_cache(described, kv_cache_dtype, choices)
     best, place = _choose(described, form, choices, nodes, gpus, length, speed, batch)
     report = plan_report(described, best, profile, place, time_limit, files, speed, batch)
     click.echo(json.dumps(report) if as_json else plan_text(report))
@@ -137,6 +142,13 @@ def _hardware(
         return [here], [None]
     processors = measured_processors()
     return [(processors, 1)], [Place(Partition(), NodeKind(cpus=usable_cores()), processors, 1)]
+
+
+def _with_cache(described: Described, kv_dtype: str, choices: list[tuple[Device, int | None]]) -> Described:
+    """The model with its cache in another type. Raises UsageError where the engine has no such cache."""
+    if any(device.is_cpu != (kv_dtype == "int8") for device, _ in choices):
+        raise UsageError("An int8 KV cache is for processors, one of fp8 for GPUs.", "", "Give the other, or neither.")
+    return replace(described, shape=replace(described.shape, kv_dtype=kv_dtype))
 
 
 def _choose(

@@ -8,7 +8,7 @@ from penstock.cli.plan_measured import comparisons
 from penstock.plan.fit import plan_on
 from penstock.plan.memory import human
 from penstock.plan.sbatch import flags
-from penstock.plan.weights import HALVES, PACKINGS, weight_bytes
+from penstock.plan.weights import HALVES, PACKINGS, packing, weight_bytes
 
 if TYPE_CHECKING:
     from penstock.cli.plan_model import Described
@@ -56,6 +56,7 @@ def plan_report(
         "weight_bytes_by_format": {name: weight_bytes(shape, name) for name in PACKINGS},
         "resident_bytes": best.resident,
         "kv_bytes_per_token": best.kv_token,
+        "kv_cache_dtype": shape.kv_dtype or packing(best.form).kept,
         "activation_bytes": best.activations,
         "overhead_bytes": best.overhead,
         "hardware": best.device.title,

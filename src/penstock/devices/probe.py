@@ -32,7 +32,7 @@ class MachineLimits:
     """Measured limits. read_bytes_per_second: memory read by all threads, the median pass, for a memory bus has its
     moods (best_read: the fastest); flops: operations a second of the matrix product of each format (a multiply-add is
     two), the fastest, for only neighbours slow arithmetic down; call_seconds: one call from Python of something that
-    all threads do, with next to nothing to do, the mean, for what stops a thread stops a step as well."""
+    all threads do, with next to nothing to do, the median."""
 
     threads: int
     read_bytes_per_second: float
@@ -135,8 +135,7 @@ def call_seconds(threads: int, seconds: float) -> float:
             compiled(shared.data_ptr(), out.data_ptr(), out.shape[0])
             shared.fill_(1)
 
-    times = _times(call, seconds)
-    return sum(times) / len(times) / _CALLS
+    return _median(_times(call, seconds)) / _CALLS
 
 
 def _product(name: str) -> Callable[[], object]:

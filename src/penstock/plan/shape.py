@@ -17,7 +17,8 @@ class Shape:
     included; active: the part of `matrices` that one token multiplies when decoding; head: the output matrix, also
     when it is the embedding (tied); other: norms, biases, routers, and towers for images.
     kv_width: numbers that one layer's cache keeps of a token; windows: tokens that each layer's cache keeps, None: all.
-    steps: layers that a decoding step goes through. exact: False for a family that the table lacks.
+    steps: layers that a decoding step goes through. exact: False for a family that the table lacks. kv_dtype: of the
+    cache's numbers, None: the type that is computed in.
     """
 
     family: str
@@ -40,6 +41,7 @@ class Shape:
     experts: int = 0
     chosen: int = 0
     exact: bool = True
+    kv_dtype: str | None = None
 
     @property
     def parameters(self) -> int:

@@ -49,6 +49,8 @@ PACKINGS: dict[str, Packing] = {
 }
 HALVES = ("bfloat16", "float16")
 _SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_KV_SIZES = {**_SIZES, "int8": 1, "fp8_e4m3fn": 1, "fp8_e5m2": 1}
+_KV_SCALE = {"int8": 4}  # bytes beside each vector: of each token, layer and kv head, keys and values
 
 
 def packing(name: str) -> Packing:
@@ -87,12 +89,19 @@ def read_bytes(shape: Shape, name: str, tokens: int) -> float:
 
 def kv_bytes_per_token(shape: Shape, name: str) -> int:
     """Bytes that the cache keeps of one token over all layers (before any window is full)."""
-    return shape.kv_values(1) * _SIZES[packing(name).kept]
+    return _kept_bytes(shape, name, shape.kv_values(1))
 
 
 def kv_bytes(shape: Shape, name: str, tokens: int) -> int:
     """Bytes of the cache of one sequence of so many tokens."""
-    return shape.kv_values(tokens) * _SIZES[packing(name).kept]
+    return _kept_bytes(shape, name, shape.kv_values(tokens))
+
+
+def _kept_bytes(shape: Shape, name: str, values: int) -> int:
+    """Bytes of so many numbers in the cache, with their scales."""
+    dtype = shape.kv_dtype or packing(name).kept
+    vectors = 2 * shape.kv_heads * values // max(1, shape.kv_width)
+    return values * _KV_SIZES[dtype] + vectors * _KV_SCALE.get(dtype, 0)
 
 
 def stored_format(config: Mapping[str, Any]) -> str:
