@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import hashlib
 import json
+import mmap
 import os
 import signal
 import struct
@@ -122,6 +125,32 @@ def test_what_decides_the_content_decides_the_copy(tiny_llama: Path, tmp_path: P
     assert not mapped()
 
 
+def test_whatever_is_wrong_with_a_copy_the_checkpoint_is_read(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A link to nowhere that no loader would open; a cache below a file; a page that cannot be read."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for file in tiny_llama.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    (folder / "consolidated.safetensors").symlink_to("nowhere")
+    expected, said = start(folder, tmp_path / "kept")
+    assert "packed copy" not in said
+    assert "no packed copy" in caplog.text
+    (folder / "consolidated.safetensors").unlink()
+    assert start(folder, folder / "config.json" / "kept")[0] == expected
+    assert "is written" in start(folder, tmp_path / "kept")[1]
+
+    class BadSector(mmap.mmap):
+        def madvise(self, *_arguments: int) -> None:
+            raise OSError(errno.EFAULT, "Bad address")
+
+    monkeypatch.setattr(packed_copy.mmap, "mmap", BadSector)
+    got, said = start(folder, tmp_path / "kept")
+    assert "mapped" not in said
+    assert got == expected
+
+
 def test_small_models_and_other_disks_have_none(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PENSTOCK_CACHE", "/dev/shm/penstock-no-such")  # noqa: S108 - a memory disk, where none may be
     for least in (copies.LEAST_BYTES, 0):
@@ -137,7 +166,8 @@ def test_a_local_disk_is_told_from_another(tmp_path: Path) -> None:
     assert copies._is_local(tmp_path / "not" / "yet") == copies._is_local(tmp_path)
 
 
-HEAD = len(packed_copy.MAGIC) + 8
+LENGTH = len(packed_copy.MAGIC)
+HEAD = LENGTH + 40
 
 
 def cut(data: bytes) -> bytes:
@@ -157,15 +187,22 @@ def other_magic(data: bytes) -> bytes:
 
 
 def long_head(data: bytes) -> bytes:
-    return data[: HEAD - 8] + struct.pack("<Q", 2**63) + data[HEAD:]
+    return data[:LENGTH] + struct.pack("<Q", 2**63) + data[LENGTH + 8 :]
+
+
+def one_digit(data: bytes) -> bytes:
+    return data.replace(b'"n": 64', b'"n": 65', 1)
 
 
 def retold(old: str, new: str) -> Callable[[bytes], bytes]:
-    """Another word of the same length in the description."""
+    """Another word of the same length in the description, by somebody who knows how such a file is made."""
 
     def change(data: bytes) -> bytes:
         assert old.encode() in data
-        return data.replace(old.encode(), new.encode().ljust(len(old)), 1)
+        data = data.replace(old.encode(), new.encode().ljust(len(old)), 1)
+        (length,) = struct.unpack_from("<Q", data, LENGTH)
+        digest = hashlib.sha256(data[HEAD : HEAD + length]).digest()
+        return data[: LENGTH + 8] + digest + data[HEAD:]
 
     return change
 
@@ -178,6 +215,7 @@ def retold(old: str, new: str) -> Callable[[bytes], bytes]:
         empty,
         other_magic,
         long_head,
+        one_digit,
         retold("penstock.models.norms:RmsNorm", "penstock.models.norms:rms_norm"),
         retold("penstock.models.norms:RmsNorm", "penstock.kernels.native:os"),
         retold("penstock.models.norms:RmsNorm", "os:system"),

@@ -27,7 +27,8 @@ def _meminfo() -> int:
         found[name] = int(rest.split()[0]) * 1024
     if "MemAvailable" not in found:
         raise OSError("no MemAvailable in /proc/meminfo")
-    return found["MemAvailable"] - max(0, found.get("Mapped", 0) - found.get("Shmem", 0))
+    files = found.get("Active(file)", 0) + found.get("Inactive(file)", 0)  # what is mapped may be shared memory too
+    return found["MemAvailable"] - min(found.get("Mapped", 0), files)
 
 
 def _virtual_bytes() -> int:
@@ -64,12 +65,11 @@ def _cgroup_headroom() -> list[int]:
 
 
 def _working_set(folder: Path, used: int) -> int:
-    """Used bytes less the page cache that the kernel gives back under pressure."""
+    """Used bytes less the page cache that the kernel gives back under pressure: files, but those that are mapped."""
     try:
-        for line in (folder / "memory.stat").read_text().splitlines():
-            key, value = line.split()
-            if key in ("inactive_file", "total_inactive_file"):
-                return max(0, used - int(value))
+        lines = (folder / "memory.stat").read_text().splitlines()
+        found = {key.removeprefix("total_"): int(value) for key, value in map(str.split, lines)}  # those below count
     except (OSError, ValueError):
-        pass
-    return used
+        return used
+    files = found.get("inactive_file", 0) + found.get("active_file", 0)
+    return max(0, used - max(0, files - found.get("file_mapped", found.get("mapped_file", 0))))

@@ -28,6 +28,7 @@ from penstock import __version__
 from penstock.devices.cpu import flags
 from penstock.devices.threads import be_polite
 from penstock.engine.config import EngineConfig
+from penstock.errors import PenstockError
 from penstock.hub.checkpoint import TensorEntry
 from penstock.hub.fingerprint import fingerprint
 from penstock.hub.gguf.link import cache_folder
@@ -69,7 +70,8 @@ class PackedCopy:
             return weights
         except packed_copy.Unreadable as error:
             log.warning("the packed copy %s is deleted: %s", self.path, error)
-            self.path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self.path.unlink(missing_ok=True)
         except OSError as error:
             log.warning("the packed copy %s cannot be read: %s", self.path, error.strerror)
         finally:
@@ -142,22 +144,26 @@ def copy_of(
     """
     if entries is None or config.packed_copy == "off" or sys.platform != "linux":
         return None
-    if config.packed_copy == "auto":
-        folder = cache_folder().parent / "packed"
-        if weight_bytes < LEAST_BYTES or not _is_local(folder):
-            return None
-    else:
-        folder = Path(config.packed_copy).expanduser().absolute()
-    with contextlib.suppress(OSError):
+    try:
+        if config.packed_copy == "auto":
+            folder = cache_folder().parent / "packed"
+            if weight_bytes < LEAST_BYTES or not _is_local(folder):
+                return None
+        else:
+            folder = Path(config.packed_copy).expanduser().absolute()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.stat()
-        if found.st_uid == os.geteuid() and not found.st_mode & 0o022:
-            table = positions if isinstance(described, EncoderDecoderConfig) or described.alibi is not None else 0
-            files = sorted({entry.file for entry in entries.values()})
-            stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-            whole = (fingerprint(Path(config.model_path)), stats, described, str(dtype), form, table, _build())
-            return PackedCopy(folder / f"{hashlib.sha256(repr(whole).encode()).hexdigest()[:32]}{_SUFFIX}")
-    return None
+        if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+            log.warning("no packed copy in %s: others may write there", folder)
+            return None
+        table = positions if isinstance(described, EncoderDecoderConfig) or described.alibi is not None else 0
+        files = sorted({entry.file for entry in entries.values()})
+        stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        whole = (fingerprint(Path(config.model_path)), stats, described, str(dtype), form, table, _build())
+        return PackedCopy(folder / f"{hashlib.sha256(repr(whole).encode()).hexdigest()[:32]}{_SUFFIX}")
+    except (OSError, RuntimeError, PenstockError) as error:  # whatever is wrong with it, the checkpoint can be read
+        log.warning("no packed copy: %s", error)
+        return None
 
 
 @cache
@@ -165,11 +171,12 @@ def _build() -> tuple[str, ...]:
     """What packs weights: this processor with its kernels, and the code of this version, byte for byte."""
     root = Path(packed_copy.__file__).parents[1]
     digest = hashlib.sha256()
-    for part in ("models", "formats", "kernels"):
+    for part in ("hub", "models", "formats", "kernels"):
         for file in sorted((root / part).rglob("*.py")):
             digest.update(file.read_bytes())
-    library = "" if native.LIBRARY is None else Path(native.LIBRARY._name).name
-    return __version__, torch.__version__, library, str(native.VERSION), *sorted(flags()), digest.hexdigest()
+    if native.LIBRARY is not None:
+        digest.update(Path(native.LIBRARY._name).read_bytes())
+    return __version__, torch.__version__, *sorted(flags()), digest.hexdigest()
 
 
 def _is_local(folder: Path) -> bool:
@@ -213,4 +220,4 @@ def _make_room(folder: Path, size: int) -> bool:
             break
         file.unlink(missing_ok=True)
         held -= found.st_size
-    return True
+    return shutil.disk_usage(folder).free >= 2 * size  # what somebody has mapped is not free yet

@@ -2,7 +2,7 @@
 
 The weights are dataclasses of ours over tensors. The file says in JSON how they hang together, then come the tensors:
 
-    magic, 16 bytes | length of the JSON, u64 little-endian | JSON | zeros | tensors, from a multiple of 4096 on
+    magic, 16 bytes | length of the JSON, u64 little-endian | its SHA-256 | JSON | zeros | tensors, each at its offset
 
 A mapped file takes no memory that its neighbours need as well: every process that maps it shares the system's cache of
 it, and a start waits for nothing but a table of pages.
@@ -11,6 +11,8 @@ it, and a start waits for nothing but a table of pages.
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import json
 import mmap
 import os
@@ -28,6 +30,8 @@ MAGIC = b"penstock packed\n"
 _PAGE, _LINE = 4096, 64  # where large tensors and where small ones begin
 _LARGE = 2**20
 _PIECE = 2**22  # bytes that are written at a time; whole large pages of the system's cache
+_STRETCH = 2**26  # bytes whose pages are looked up while this process does nothing else
+_LONGEST = 2**26  # bytes of a description
 _POPULATE_READ = 22  # MADV_POPULATE_READ of Linux, which Python's mmap does not name
 _OURS = ("penstock.models.", "penstock.formats.", "penstock.kernels.")
 _DTYPES = {str(d).removeprefix("torch."): d for d in (
@@ -54,8 +58,9 @@ class Plan:
         tree = self._told(weights)
         described = [[_name(t.dtype), list(t.shape), offset] for t, offset in self.tensors]
         text = json.dumps({"remark": remark, "tree": tree, "tensors": described, "size": self._end}).encode()
-        self.start = _up(len(MAGIC) + 8 + len(text), _PAGE)
-        self.head = (MAGIC + struct.pack("<Q", len(text)) + text).ljust(self.start, b"\0")
+        head = MAGIC + struct.pack("<Q", len(text)) + hashlib.sha256(text).digest() + text
+        self.start = _up(len(head), _PAGE)
+        self.head = head.ljust(self.start, b"\0")
         self.size = self.start + self._end
 
     def pieces(self) -> Iterator[tuple[int, memoryview]]:
@@ -99,15 +104,18 @@ def read(fd: int) -> tuple[Any, str]:
     Of what the file names only dataclasses of Penstock's own are made, and only tensors inside the file.
     """
     size = os.fstat(fd).st_size
-    head = os.pread(fd, len(MAGIC) + 8, 0)
-    if len(head) != len(MAGIC) + 8 or not head.startswith(MAGIC):
+    head = os.pread(fd, len(MAGIC) + 40, 0)
+    if len(head) != len(MAGIC) + 40 or not head.startswith(MAGIC):
         raise Unreadable("it does not begin as a copy does")
-    (length,) = struct.unpack("<Q", head[len(MAGIC) :])
-    if length > size:
+    (length,) = struct.unpack_from("<Q", head, len(MAGIC))
+    if length > min(size, _LONGEST):
         raise Unreadable("it is cut short")
+    text = os.pread(fd, length, len(head))
+    if hashlib.sha256(text).digest() != head[-32:]:
+        raise Unreadable("its description is not what was written")
     start = _up(len(head) + length, _PAGE)
     try:
-        told = json.loads(os.pread(fd, length, len(head)))
+        told = json.loads(text)
         remark, described, end = told["remark"], told["tensors"], told["size"]
         if start + end != size or not isinstance(remark, str):
             raise Unreadable("it is cut short")
@@ -121,10 +129,15 @@ def read(fd: int) -> tuple[Any, str]:
 def _mapped(fd: int, size: int) -> mmap.mmap:
     """The file in memory, every page of it looked up at once instead of one by one while the first step waits."""
     pages = mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-    for advice in (getattr(mmap, "MADV_HUGEPAGE", None), _POPULATE_READ if sys.platform == "linux" else None):
-        if advice is not None:
-            with contextlib.suppress(OSError):  # an older kernel: the pages come as they are touched
-                pages.madvise(advice)
+    with contextlib.suppress(OSError):  # a kernel without them
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    try:
+        for begin in range(0, size, _STRETCH):
+            pages.madvise(_POPULATE_READ, begin, min(_STRETCH, size - begin))
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a page that cannot be read would end us with a signal later
+            raise
+        # else an older kernel: the pages come as they are touched
     return pages
 
 
