@@ -68,8 +68,11 @@ class Plan:
         yield 0, memoryview(self.head)
         for tensor, offset in self.tensors:
             data = memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
-            for i in range(0, len(data), _PIECE):
-                yield self.start + offset + i, data[i : i + _PIECE]
+            at = self.start + offset
+            while data:  # to the next multiple of a piece: what the cache holds in large pages can be mapped in them
+                n = _PIECE - at % _PIECE
+                yield at, data[:n]
+                at, data = at + n, data[n:]
 
     def _told(self, x: object) -> Any:
         if x is None or isinstance(x, (bool, int, float, str)):
