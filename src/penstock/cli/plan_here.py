@@ -13,11 +13,10 @@ from penstock.plan.hardware import CPU_RUNTIME, CPU_TYPE_SHARE, Device, gpu, kno
 
 PROBE_SECONDS = 0.4  # for each quantity
 # Fitted on this engine with the shapes of benchmarks/plan.py, of 4 to 1236 million parameters. A layer takes as long as
-# so many calls of the probe, and each row of a step: the numbers that suit best 79 runs of 8 of the shapes, in bfloat16
-# and int8, of one row and eight, while a call took 3 to 6.5 us and memory gave 31 to 65 GB/s; 77 came within 25 %, and
-# of 12 later ones 11.
-READ_SHARE, COMPUTE_SHARE, PROMPT_SHARE, OVERLAP_LOSS = 0.85, 0.6, 0.8, 0.15
-LAYER_CALLS, ROW_CALLS = 20, 6
+# so many calls of the probe, and each row of a step: numbers that suit 61 runs of 8 of the shapes, in bfloat16 and
+# int8, of one row and eight, while a call took 3 to 6.5 us and memory gave 31 to 65 GB/s; 59 came within 25 %.
+READ_SHARE, COMPUTE_SHARE, PROMPT_SHARE, OVERLAP_LOSS = 0.92, 0.6, 0.8, 0.15
+LAYER_CALLS, ROW_CALLS = 24, 6
 
 
 def measured_processors() -> Device:
