@@ -106,9 +106,11 @@ class PackedCopy:
             log.warning("no packed copy in %s: %s", self.path.parent, error.strerror)
 
     def _fill(self, plan: packed_copy.Plan, stop: threading.Event) -> None:
-        folder = os.open(self.path.parent, os.O_DIRECTORY | os.O_CLOEXEC)
-        fd = os.open(self.path.parent, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)  # gone if we die
-        try:
+        with contextlib.ExitStack() as opened:
+            fd = os.open(self.path.parent, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)  # gone if we die
+            opened.callback(os.close, fd)
+            folder = os.open(self.path.parent, os.O_DIRECTORY | os.O_CLOEXEC)
+            opened.callback(os.close, folder)
             synced = 0
             for offset, piece in plan.pieces():
                 began = time.monotonic()
@@ -123,9 +125,6 @@ class PackedCopy:
             os.fsync(fd)  # a name for a file whose content a crash can take would be worse than none
             # with a folder's descriptor Python asks for the file behind the link, without one for the link itself
             os.link(f"/proc/self/fd/{fd}", self.path.name, dst_dir_fd=folder, follow_symlinks=True)
-        finally:
-            os.close(fd)
-            os.close(folder)
 
 
 def copy_of(
