@@ -41,7 +41,8 @@ log = logging.getLogger("penstock.engine")
 
 LEAST_BYTES = 2**28  # a smaller model loads in a moment
 _LOCAL = frozenset(("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "bcachefs", "overlay"))
-_REST = 2  # times as long as a piece took the writer then leaves the processor and the disk alone
+_REST, _REST_BESIDE = 1, 12  # times as long as a piece took the writer then rests, beside others' work longer
+_IDLE = 0.3  # processors that an idle process uses at most
 _SYNCED = 2**27  # bytes that wait for the disk at most
 _POLITE = 10
 _SUFFIX = ".packed"
@@ -120,7 +121,11 @@ class PackedCopy:
                 if offset > synced + _SYNCED:
                     os.fdatasync(fd)
                     synced = offset
-                if stop.wait(_REST * (time.monotonic() - began)):
+                took, used = time.monotonic() - began, time.process_time()
+                ended = stop.wait(_REST * took)
+                if not ended and time.process_time() - used > _IDLE * _REST * took:
+                    ended = stop.wait((_REST_BESIDE - _REST) * took)
+                if ended:
                     return
             os.fsync(fd)  # a name for a file whose content a crash can take would be worse than none
             # with a folder's descriptor Python asks for the file behind the link, without one for the link itself
