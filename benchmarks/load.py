@@ -85,7 +85,7 @@ def load(folder: Path, quantize: str, how: str) -> dict[str, float]:
     from penstock.models.families import describe
 
     if how == "bare":
-        FORMATS[quantize] = Format(
+        bare = Format(
             lambda weight, bias=None: Plain(whole(weight), bias),
             lambda gate, up, name, b=None, c=None: GatedPair(Plain(whole(gate), b), Plain(whole(up), c), name),
             None,
@@ -98,7 +98,7 @@ def load(folder: Path, quantize: str, how: str) -> dict[str, float]:
     config, names = describe(folder)
     entries = read_weights(folder)
     if how == "bare":
-        decoder = Decoder.load(entries, config, names, torch.bfloat16, 2048, FORMATS[quantize])
+        decoder = Decoder.load(entries, config, names, torch.bfloat16, 2048, bare)
     else:
         size = planned_weight_bytes(entries, config, names, torch.bfloat16, FORMATS[quantize])
         cpu_device = torch.device("cpu")

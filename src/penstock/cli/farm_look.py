@@ -96,9 +96,9 @@ def merge(folder: Path, output: str | None, partial: bool, check: bool, as_json:
 
     spool = Spool(folder.resolve())
     file = spool.folder / "output.jsonl" if output is None else Path(output).expanduser()
-    if not check and not file.parent.is_dir():
-        raise EnvironmentFault(f"The folder {file.parent} does not exist.")
     if not check:
+        if not file.parent.is_dir():
+            raise EnvironmentFault(f"The folder {file.parent} does not exist.")
         manifest = spool.manifest
         for name in ("farm.json", manifest.rows, manifest.shards, *([manifest.source.path] if manifest.source else ())):
             check_apart(spool.folder / name, file)

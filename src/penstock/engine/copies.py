@@ -29,9 +29,9 @@ from penstock.devices.cpu import flags
 from penstock.devices.threads import be_polite
 from penstock.engine.config import EngineConfig
 from penstock.errors import PenstockError
+from penstock.hub.cache import derived_folder
 from penstock.hub.checkpoint import TensorEntry
 from penstock.hub.fingerprint import fingerprint
-from penstock.hub.gguf.link import cache_folder
 from penstock.kernels import native
 from penstock.models import packed_copy
 from penstock.models.config import DecoderConfig
@@ -150,7 +150,7 @@ def copy_of(
         return None
     try:
         if config.packed_copy == "auto":
-            folder = cache_folder().parent / "packed"
+            folder = derived_folder() / "packed"
             if weight_bytes < LEAST_BYTES or not _is_local(folder):
                 return None
         else:

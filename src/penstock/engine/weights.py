@@ -39,26 +39,15 @@ def load_weights(
         if isinstance(described, EncoderDecoderConfig):
             return EncoderDecoder(described, weights, dtype), remark
         return Decoder(described, weights, dtype, positions), remark
-    decoder, remark = _packed(described, names, entries, dtype, form, positions, device)
+    decoder: Decoder | EncoderDecoder
+    remark = ""
+    if isinstance(described, EncoderDecoderConfig):
+        decoder = EncoderDecoder.load(entries, described, dtype, positions, FORMATS[form], device)
+    else:
+        decoder = Decoder.load(entries, described, names, dtype, positions, FORMATS[form], device)
+        if entries is not None and form in _EIGHT_BIT_ROWS and device.type == "cpu":
+            smoothed = smooth(decoder, entries, names, FORMATS[form])
+            remark = f"; {smoothed} products share their outlier channels with the norm before them" if smoothed else ""
     if copy is not None and copy.write_beside(decoder.weights, remark):
         remark += "; a packed copy for the next start is written meanwhile (--packed-copy)"
     return decoder, remark
-
-
-def _packed(
-    described: DecoderConfig | EncoderDecoderConfig,
-    names: WeightMap,
-    entries: dict[str, TensorEntry] | None,
-    dtype: torch.dtype,
-    form: str,
-    positions: int,
-    device: torch.device,
-) -> tuple[Decoder | EncoderDecoder, str]:
-    """The same out of the checkpoint."""
-    if isinstance(described, EncoderDecoderConfig):
-        return EncoderDecoder.load(entries, described, dtype, positions, FORMATS[form], device), ""
-    decoder = Decoder.load(entries, described, names, dtype, positions, FORMATS[form], device)
-    if entries is None or form not in _EIGHT_BIT_ROWS or device.type != "cpu":
-        return decoder, ""
-    smoothed = smooth(decoder, entries, names, FORMATS[form])
-    return decoder, f"; {smoothed} products share their outlier channels with the norm before them" if smoothed else ""

@@ -39,6 +39,13 @@ def home_folder() -> Path:
     return _expand(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface"
 
 
+def derived_folder() -> Path:
+    """Where Penstock keeps what it derived from models: $PENSTOCK_CACHE, else in the user's cache."""
+    own = os.environ.get("PENSTOCK_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return (Path(own) if own else Path(base) / "penstock").expanduser().absolute()
+
+
 def token_source() -> str | None:
     """Where a hub token is found (never the token itself), or None."""
     for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):

@@ -23,7 +23,7 @@ from penstock.devices.cpu import flags
 from penstock.kernels.mask import Mask
 from penstock.kernels.penalty import Penalty
 
-VERSION = 11
+_VERSION = 11
 _AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
 _AVX2 = {"avx2", "fma", "bmi2"}
 _LEVELS = {
@@ -73,7 +73,7 @@ def _load() -> ctypes.CDLL | None:
                 library = ctypes.CDLL(str(folder / f"libpenstock_cpu_{level}.so"))
             except OSError:
                 continue
-            if library.penstock_kernels_version() == VERSION:
+            if library.penstock_kernels_version() == _VERSION:
                 return _declare(library)
     return None
 

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 MAGIC = b"penstock packed\n"
+_HEAD = struct.Struct("<16sQ32s")
 _PAGE, _LINE = 4096, 64  # where large tensors and where small ones begin
 _LARGE = 2**20
 _PIECE = 2**22  # bytes that are written at a time; whole large pages of the system's cache
@@ -43,7 +44,7 @@ class NotKeepable(TypeError):
     """Something in the weights that a file cannot say: a library's own layout, a table on another device."""
 
 
-class Unreadable(ValueError):
+class Unreadable(Exception):
     """A file that is no copy, or one that another build of Penstock made."""
 
 
@@ -58,7 +59,7 @@ class Plan:
         tree = self._told(weights)
         described = [[_name(t.dtype), list(t.shape), offset] for t, offset in self.tensors]
         text = json.dumps({"remark": remark, "tree": tree, "tensors": described, "size": self._end}).encode()
-        head = MAGIC + struct.pack("<Q", len(text)) + hashlib.sha256(text).digest() + text
+        head = _HEAD.pack(MAGIC, len(text), hashlib.sha256(text).digest()) + text
         self.start = _up(len(head), _PAGE)
         self.head = head.ljust(self.start, b"\0")
         self.size = self.start + self._end
@@ -107,16 +108,16 @@ def read(fd: int) -> tuple[Any, str]:
     Of what the file names only dataclasses of Penstock's own are made, and only tensors inside the file.
     """
     size = os.fstat(fd).st_size
-    head = os.pread(fd, len(MAGIC) + 40, 0)
-    if len(head) != len(MAGIC) + 40 or not head.startswith(MAGIC):
+    head = os.pread(fd, _HEAD.size, 0)
+    if len(head) != _HEAD.size or not head.startswith(MAGIC):
         raise Unreadable("it does not begin as a copy does")
-    (length,) = struct.unpack_from("<Q", head, len(MAGIC))
+    _, length, digest = _HEAD.unpack(head)
     if length > min(size, _LONGEST):
         raise Unreadable("it is cut short")
-    text = os.pread(fd, length, len(head))
-    if hashlib.sha256(text).digest() != head[-32:]:
+    text = os.pread(fd, length, _HEAD.size)
+    if hashlib.sha256(text).digest() != digest:
         raise Unreadable("its description is not what was written")
-    start = _up(len(head) + length, _PAGE)
+    start = _up(_HEAD.size + length, _PAGE)
     try:
         told = json.loads(text)
         remark, described, end = told["remark"], told["tensors"], told["size"]

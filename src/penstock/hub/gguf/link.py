@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from penstock.hub.cache import derived_folder
 from penstock.hub.config import read_settings
 from penstock.hub.folder import damaged
 
@@ -12,10 +12,8 @@ LINK = "gguf.json"
 
 
 def cache_folder() -> Path:
-    """Where Penstock keeps what it derived from models: $PENSTOCK_CACHE, else in the user's cache."""
-    own = os.environ.get("PENSTOCK_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return (Path(own) if own else Path(base) / "penstock").expanduser().absolute() / "gguf"
+    """Where folders lie that were made of GGUF files."""
+    return derived_folder() / "gguf"
 
 
 def linked_files(folder: Path) -> list[Path] | None:
